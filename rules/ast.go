@@ -1,0 +1,207 @@
+package rules
+
+import (
+	"fmt"
+	"strings"
+)
+
+// statement is one parsed rule. Parts that could not be parsed are nil and were
+// reported.
+type statement struct {
+	span
+	foreach bool
+	items   []item // SELECT, or FOREACH
+	do      []item
+	incase  expr
+	from    []source
+	fromAt  span
+	where   expr
+}
+
+// item is one output of SELECT, FOREACH or DO.
+type item struct {
+	span
+	star  bool // *
+	x     expr // nil for * and where it could not be parsed
+	alias *ref // nil: the item names itself
+}
+
+// source is one name of the FROM clause.
+type source struct {
+	span
+	name string
+}
+
+type expr interface{ pos() span }
+
+// literal is a string, number or boolean constant.
+type literal struct {
+	span
+	val value
+}
+
+// ref is a column, an output, or a path into one. steps[0] is its root.
+type ref struct {
+	span
+	steps []step
+}
+
+type stepKind uint8
+
+const (
+	stepKey     stepKind = iota // .name
+	stepIndex                   // [n]
+	stepDynamic                 // [name]: an index looked up when the rule runs
+	stepRange                   // [m..n]
+)
+
+// step is one element of a path.
+type step struct {
+	span
+	kind     stepKind
+	key      string
+	quoted   bool // "key" as a root
+	index    int  // stepIndex; 1-based, negative from the end
+	negative bool // tells -0, which appends, from 0
+}
+
+// root is the column or output that the path starts from.
+func (r *ref) root() step { return r.steps[0] }
+
+// keys is the path as map keys, and ok false if it has steps that are none.
+func (r *ref) keys() (path []string, ok bool) {
+	for _, s := range r.steps {
+		if s.kind != stepKey {
+			return nil, false
+		}
+		path = append(path, s.key)
+	}
+	return path, true
+}
+
+type call struct {
+	span
+	name   string
+	nameAt span
+	args   []expr
+}
+
+// unary is a sign.
+type unary struct {
+	span
+	op tokenKind
+	x  expr
+}
+
+// binary is arithmetic, one comparison, AND or OR.
+type binary struct {
+	span
+	op   tokenKind
+	opAt span
+	l, r expr
+}
+
+type not struct {
+	span
+	x expr
+}
+
+type in struct {
+	span
+	x       expr
+	list    []expr
+	negated bool
+}
+
+type list struct {
+	span
+	elems []expr
+}
+
+// rangeList is [m..n], a list of integers.
+type rangeList struct {
+	span
+}
+
+// caseOf is CASE in both forms: subject is nil in the searched one.
+type caseOf struct {
+	span
+	subject expr
+	whens   []when
+	other   expr // ELSE; nil: undefined
+}
+
+type when struct{ cond, then expr }
+
+// isCondition reports whether x is a truth that only a condition can use.
+func isCondition(x expr) bool {
+	switch x := x.(type) {
+	case *not, *in:
+		return true
+	case *binary:
+		return x.op == keywordAnd || x.op == keywordOr
+	}
+	return false
+}
+
+// isComparison reports whether x is a single comparison.
+func isComparison(x expr) bool {
+	b, ok := x.(*binary)
+	return ok && b.op.isComparison()
+}
+
+// walk calls fn for x and everything below it, parents first.
+func walk(x expr, fn func(expr)) {
+	if x == nil {
+		return
+	}
+	fn(x)
+	switch x := x.(type) {
+	case *call:
+		walkAll(x.args, fn)
+	case *unary:
+		walk(x.x, fn)
+	case *binary:
+		walk(x.l, fn)
+		walk(x.r, fn)
+	case *not:
+		walk(x.x, fn)
+	case *in:
+		walk(x.x, fn)
+		walkAll(x.list, fn)
+	case *list:
+		walkAll(x.elems, fn)
+	case *caseOf:
+		walk(x.subject, fn)
+		for _, w := range x.whens {
+			walk(w.cond, fn)
+			walk(w.then, fn)
+		}
+		walk(x.other, fn)
+	}
+}
+
+func walkAll(xs []expr, fn func(expr)) {
+	for _, x := range xs {
+		walk(x, fn)
+	}
+}
+
+// text is the path as messages show it.
+func (r *ref) text() string {
+	var b strings.Builder
+	for i, s := range r.steps {
+		switch s.kind {
+		case stepKey:
+			if i > 0 {
+				b.WriteByte('.')
+			}
+			b.WriteString(s.key)
+		case stepIndex:
+			fmt.Fprintf(&b, "[%d]", s.index)
+		default:
+			b.WriteString("[...]")
+		}
+	}
+	return b.String()
+}

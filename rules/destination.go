@@ -1,0 +1,252 @@
+package rules
+
+import (
+	"cmp"
+	"fmt"
+	"net/textproto"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Defaults and bounds of a destination.
+const (
+	defaultConcurrency = 16
+	maxConcurrency     = 10_000
+	defaultTimeout     = 10 * time.Second
+	maxTimeout         = 10 * time.Minute
+	defaultMaxAge      = 24 * time.Hour
+	maxMaxAge          = 90 * 24 * time.Hour
+)
+
+// laneColumns are the columns that can name a lane: those that are short text or
+// a number.
+var laneColumns = []string{"clientid", "username", "topic", "peerhost", "peername", "qos", "node", "id"}
+
+// unsupportedDefaults are the documented defaults of what is not supported yet:
+// a key that asks for nothing else is accepted.
+var unsupportedDefaults = map[string]string{
+	"rate": "0/s", "batch.max": "1", "batch.linger": "0s", "idempotency_key": "false", "on_full": "refuse",
+	"egress.deny": "[]", "egress.allow": "[]", "retry.lane_hold": "1m",
+}
+
+func (l *loader) destination(f *file, key, n *yaml.Node) {
+	if !checkName(f, key, "destination") {
+		return
+	}
+	d := &destinationDecl{file: f, key: key, Destination: Destination{
+		Name: key.Value, Method: "POST", TraceBody: TraceBody{SW8: "sw8", Correlation: "sw8-correlation"}, TraceHeaders: true,
+		Ordered: "clientid", Concurrency: defaultConcurrency, Timeout: defaultTimeout, MaxAge: defaultMaxAge,
+	}}
+	if first, ok := l.destinations[d.Name]; ok {
+		f.fail(key, "doubled-destination", fmt.Sprintf("it is already at %s:%d", first.file.path, first.key.Line), "doubled destination %s", quote(d.Name))
+		return
+	}
+	l.destinations[d.Name] = d
+	later := func(key, n *yaml.Node) { f.onlyDefault(key, n, key.Value) }
+	hasURL := false
+	ok := f.fields(n, "a destination",
+		field{"url", func(_, n *yaml.Node) {
+			hasURL = true
+			d.URL = f.url(n)
+		}},
+		field{"method", func(_, n *yaml.Node) { f.oneOf(n, "method", &d.Method, "POST", "PUT") }},
+		field{"headers", func(_, n *yaml.Node) { d.Headers = l.headers(f, n) }},
+		field{"trace", func(_, n *yaml.Node) { d.trace(n) }},
+		field{"ordered", func(_, n *yaml.Node) { d.ordered(n) }},
+		field{"concurrency", func(_, n *yaml.Node) { f.int(n, "concurrency", 1, maxConcurrency, &d.Concurrency) }},
+		field{"timeout", func(_, n *yaml.Node) { f.duration(n, "timeout", time.Millisecond, maxTimeout, &d.Timeout) }},
+		field{"retry", func(_, n *yaml.Node) {
+			f.fields(n, "retry",
+				field{"max_age", func(_, n *yaml.Node) { f.duration(n, "max_age", time.Second, maxMaxAge, &d.MaxAge) }},
+				field{"lane_hold", func(key, n *yaml.Node) { f.onlyDefault(key, n, "retry.lane_hold") }})
+		}},
+		field{"path", later}, field{"query", later}, field{"rate", later}, field{"batch", later}, field{"signing", later},
+		field{"idempotency_key", later}, field{"oauth2", later}, field{"tls", later}, field{"egress", later},
+		field{"on_full", later}, field{"max_bytes", later},
+	)
+	if ok && !hasURL {
+		f.fail(key, "missing-key", "", "destination %s needs %s", quote(d.Name), quote("url"))
+	}
+}
+
+// onlyDefault accepts what asks for the documented default, and refuses anything
+// else at its key.
+func (f *file) onlyDefault(key, n *yaml.Node, path string) {
+	if n.Kind == yaml.MappingNode && len(n.Content) > 0 {
+		f.mapping(n, path, func(key, val *yaml.Node) { f.onlyDefault(key, val, path+"."+key.Value) })
+		return
+	}
+	val := n.Value
+	if n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
+		val = "[]"
+	}
+	if want, ok := unsupportedDefaults[path]; !ok || val != want {
+		f.unsupported(key, path)
+	}
+}
+
+func (f *file) oneOf(n *yaml.Node, what string, into *string, allowed ...string) {
+	if n.Kind != yaml.ScalarNode || !slices.Contains(allowed, n.Value) {
+		f.fail(n, "wrong-value", "", "%s must be %s, found %s", what, strings.Join(allowed, " or "), describeNode(n))
+		return
+	}
+	*into = n.Value
+}
+
+// url takes an absolute http or https address without credentials or variables.
+func (f *file) url(n *yaml.Node) string {
+	text, ok := f.text(n, "url")
+	if !ok {
+		return ""
+	}
+	bad := func(hint, format string, args ...any) string {
+		f.fail(n, "bad-url", hint, format, args...)
+		return ""
+	}
+	if at := strings.Index(text, "${"); at >= 0 {
+		f.within(n, diagnostic{span: span{at, len(text)}, name: "not-supported-yet", message: "a variable in a url is not supported yet"})
+		return ""
+	}
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) || r == ' ' }):
+		return bad("", "no url: %s", quote(text))
+	case u.Scheme != "http" && u.Scheme != "https":
+		return bad("", "a url begins with http:// or https://, found %s", quote(text))
+	case u.Hostname() == "":
+		return bad("", "the url has no host: %s", quote(text))
+	case u.User != nil:
+		bad("send them in a header: Authorization: \"Basic ${file:...}\"", "credentials do not belong into a url")
+		shown := &f.problems[len(f.problems)-1].Source
+		*shown = strings.Replace(*shown, u.User.String(), strings.Repeat("*", len(u.User.String())), 1)
+		return ""
+	case u.Fragment != "":
+		return bad("", "a url to send to has no fragment: %s", quote("#"+u.Fragment))
+	}
+	return text
+}
+
+func (d *destinationDecl) trace(n *yaml.Node) {
+	f := d.file
+	f.fields(n, "trace",
+		field{"headers", func(_, n *yaml.Node) { f.bool(n, "headers", &d.TraceHeaders) }},
+		field{"body", func(_, n *yaml.Node) {
+			d.TraceBody = TraceBody{}
+			f.fields(n, "body",
+				field{"sw8", func(_, n *yaml.Node) { d.TraceBody.SW8 = f.jsonPath(n) }},
+				field{"sw8-correlation", func(_, n *yaml.Node) { d.TraceBody.Correlation = f.jsonPath(n) }})
+			a, b := d.TraceBody.SW8, d.TraceBody.Correlation
+			if a != "" && b != "" && (strings.HasPrefix(a+".", b+".") || strings.HasPrefix(b+".", a+".")) {
+				f.fail(n, "trace-field-collision", "", "%s and %s are one field, or one within the other", quote(a), quote(b))
+			}
+		}})
+}
+
+// jsonPath is a dotted path to a field of a JSON body.
+func (f *file) jsonPath(n *yaml.Node) string {
+	path, ok := f.text(n, "the path of a field")
+	if !ok {
+		return ""
+	}
+	for key := range strings.SplitSeq(path, ".") {
+		if key == "" || strings.ContainsFunc(key, func(r rune) bool { return !unicode.IsPrint(r) || strings.ContainsRune(`*?|#@\"'{}[]()!:`, r) }) {
+			f.fail(n, "bad-path", "a path is made of names joined by points: trace.sw8", "no path of a field: %s", describeNode(n))
+			return ""
+		}
+	}
+	return path
+}
+
+// ordered is a column, or false.
+func (d *destinationDecl) ordered(n *yaml.Node) {
+	switch {
+	case n.Kind == yaml.ScalarNode && n.Tag == "!!bool" && strings.EqualFold(n.Value, "false"):
+		d.Ordered = ""
+	case n.Kind == yaml.ScalarNode && slices.Contains(laneColumns, n.Value):
+		d.Ordered = n.Value
+	default:
+		d.file.fail(n, "wrong-value", didYouMean(n.Value, laneColumns), "ordered must be false or one of %s, found %s", strings.Join(laneColumns, ", "), describeNode(n))
+	}
+}
+
+// ownHeaders are set by the broker or by HTTP itself.
+var ownHeaders = []string{
+	"Host", "Content-Length", "Transfer-Encoding", "Connection", "Trailer", "Upgrade", "Te", "Expect",
+	"Webhook-Id", "Webhook-Timestamp", "Webhook-Signature", "X-Throughline-Attempt", "Idempotency-Key", "Sw8", "Sw8-Correlation", "Sw8-X",
+}
+
+func (l *loader) headers(f *file, n *yaml.Node) []Header {
+	var headers []Header
+	f.mapping(n, "headers", func(key, val *yaml.Node) {
+		name := textproto.CanonicalMIMEHeaderKey(key.Value)
+		switch {
+		case !isToken(key.Value):
+			f.fail(key, "bad-header", "", "no name of a header: %s", quote(key.Value))
+			return
+		case slices.Contains(ownHeaders, name):
+			f.fail(key, "bad-header", "", "the broker sets header %s itself", quote(key.Value))
+			return
+		case slices.ContainsFunc(headers, func(h Header) bool { return h.Name == name }):
+			f.fail(key, "doubled-key", "", "doubled header %s", quote(key.Value))
+			return
+		}
+		if text, ok := f.text(val, "a header"); ok {
+			headers = append(headers, Header{Name: name, Value: l.secret(f, val, text)})
+		}
+	})
+	slices.SortFunc(headers, func(a, b Header) int { return cmp.Compare(a.Name, b.Name) })
+	return headers
+}
+
+// isToken is the grammar of header names, RFC 9110 section 5.6.2.
+func isToken(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return r > 127 || !isLetter(byte(r)) && !isDigit(byte(r)) && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
+	})
+}
+
+// secret fills in ${env:NAME} and ${file:PATH}.
+func (l *loader) secret(f *file, n *yaml.Node, text string) Secret {
+	var b strings.Builder
+	for at := 0; at < len(text); {
+		open := strings.Index(text[at:], "${")
+		if open < 0 {
+			b.WriteString(text[at:])
+			break
+		}
+		b.WriteString(text[at : at+open])
+		at += open
+		length := strings.IndexByte(text[at:], '}') + 1
+		if length == 0 {
+			f.within(n, diagnostic{span: span{at, len(text)}, name: "bad-template", message: "${ is never closed"})
+			break
+		}
+		b.WriteString(l.secretPart(f, n, span{at, at + length}, text[at+2:at+length-1]))
+		at += length
+	}
+	if strings.ContainsFunc(b.String(), func(r rune) bool { return unicode.IsControl(r) && r != '\t' }) {
+		f.fail(n, "bad-header", "", "a header cannot hold line breaks or control characters")
+	}
+	return Secret{b.String()}
+}
+
+func (l *loader) secretPart(f *file, n *yaml.Node, where span, name string) string {
+	text, known, err := findSecret(name, filepath.Dir(f.path), l.options.LookupEnv)
+	if !known {
+		f.within(n, diagnostic{span: where, name: "not-supported-yet", message: "a variable in a header is not supported yet", hint: "secrets are written ${env:NAME} or ${file:PATH}"})
+	}
+	if err != nil {
+		d := diagnostic{span: where, severity: Warning, name: "missing-secret", message: err.Error()}
+		if l.options.RequireSecrets {
+			d.severity = Error
+		}
+		f.within(n, d)
+	}
+	return text
+}

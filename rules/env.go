@@ -1,0 +1,141 @@
+package rules
+
+import (
+	"fmt"
+	"time"
+)
+
+// evalFn computes a value for one message; condFn a truth. What they return may
+// share memory with the payload. The error is always a *fault.
+type (
+	evalFn func(*env) (value, error)
+	condFn func(*env) (bool, error)
+)
+
+// env is what a statement sees while it runs. One is reused for all rules of a
+// message, and from message to message.
+type env struct {
+	row  row
+	rule string // the name of the rule that runs, for metadata
+	now  func() time.Time
+	doc  document
+	out  object // the outputs so far
+	args []value
+	// mismatch is set when a comparison met a number and a string that is none.
+	mismatch bool
+	// missing is set when a template met an undefined variable.
+	missing bool
+}
+
+// row is the message or event that a statement runs on, as columns.
+type row interface {
+	// column answers undefined for a column that is not there.
+	column(name string) value
+	// each calls fn for the columns that * selects, in a fixed order.
+	each(fn func(name string, v value))
+}
+
+// reset prepares for another message.
+func (e *env) reset(r row, payload []byte) {
+	e.row = r
+	e.doc.reset(payload)
+}
+
+// start prepares for another rule on the same message.
+func (e *env) start(rule string) {
+	e.rule = rule
+	e.out.reset()
+	e.mismatch, e.missing = false, false
+}
+
+// column is a column of the row. metadata is the one that depends on the rule.
+func (e *env) column(name string) value {
+	v := e.row.column(name)
+	if !v.defined() && name == "metadata" && e.rule != "" {
+		return e.metadata()
+	}
+	return v
+}
+
+func (e *env) metadata() value {
+	return objectOf(&object{members: []member{{"rule_id", str(e.rule)}}})
+}
+
+// payloadJSON is the payload as JSON; the fault that it is none.
+func (e *env) payloadJSON() (value, error) {
+	if !e.doc.valid() {
+		return value{}, errPayloadNotJSON
+	}
+	return e.doc.root(), nil
+}
+
+// field goes one step into v: a map by its key, a list by its index, text that
+// holds JSON as what it holds. What is not there is undefined.
+func (e *env) field(v value, s *step) value {
+	if v.kind == kindString {
+		v = e.opened(v)
+	}
+	switch {
+	case s.kind == stepIndex && v.kind == kindRaw && v.s[0] == '[':
+		return e.doc.elem(v, s.index)
+	case s.kind == stepIndex && v.kind == kindList:
+		if i, ok := place(s.index, len(v.list())); ok {
+			return v.list()[i]
+		}
+	case s.kind == stepKey && v.kind == kindRaw && v.s[0] == '{':
+		return e.doc.member(v, s.key)
+	case s.kind == stepKey && v.kind == kindObject:
+		return v.object().lookup(s.key)
+	}
+	return value{}
+}
+
+// opened is the map or list that a string holds as JSON text, undefined if it
+// holds none.
+func (e *env) opened(v value) value {
+	if v.n == payloadText {
+		if !e.doc.valid() {
+			return value{}
+		}
+		return e.doc.root()
+	}
+	for i := range len(v.s) {
+		switch v.s[i] {
+		case ' ', '\n', '\t', '\r':
+			continue
+		case '{', '[':
+			opened, _ := decodeJSON(v.s)
+			return opened
+		}
+		break
+	}
+	return value{}
+}
+
+// Outcome is how a rule fared with a message, as metrics name it.
+type Outcome string
+
+// The outcomes of specs of the language, section "Runtime outcomes". A rule has
+// one of the first four for a message; the last two are counted beside it.
+const (
+	Matched         Outcome = "matched"
+	NoMatch         Outcome = "no_match"
+	PayloadNotJSON  Outcome = "payload_not_json"
+	BadArgument     Outcome = "bad_argument"
+	TypeMismatch    Outcome = "type_mismatch"
+	UndefinedInBody Outcome = "undefined_in_body"
+)
+
+// fault is why a rule failed on a message: what other engines throw.
+type fault struct {
+	outcome Outcome
+	message string
+}
+
+func (f *fault) Error() string { return f.message }
+
+var errPayloadNotJSON = &fault{PayloadNotJSON, "the payload is not valid JSON"}
+
+func badArgument(format string, args ...any) error {
+	return &fault{BadArgument, fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,48 @@
+package rules
+
+import (
+	"fmt"
+	"time"
+)
+
+// CompileText compiles a statement and answers where each problem stands, in
+// bytes.
+func CompileText(text string) (spans [][2]int) {
+	compile(text, func(d diagnostic) { spans = append(spans, [2]int{d.start, d.end}) })
+	return spans
+}
+
+// BuildText loads files that are not on disk.
+func BuildText(texts ...string) (*Set, []Problem) {
+	var files []fileText
+	for i, text := range texts {
+		files = append(files, fileText{Path: fmt.Sprintf("rules%d.yaml", i), Text: text})
+	}
+	return build(files, LoadOptions{LookupEnv: func(string) (string, bool) { return "", false }})
+}
+
+// BothOrders runs a statement on a payload with WHERE first, if it allows that,
+// and with SELECT first, and answers how each ended.
+func BothOrders(sql string, payload []byte) (whereFirst bool, ends [2]string) {
+	p := compile(sql, func(diagnostic) {})
+	selectFirst := *p
+	selectFirst.whereFirst = false
+	for i, p := range []*program{p, &selectFirst} {
+		e := &env{now: time.Now}
+		e.reset(&Message{Topic: "t", ClientID: "c", Payload: payload}, payload)
+		fired, err := p.run(e)
+		ends[i] = fmt.Sprint(fired, err, e.mismatch)
+		if fired {
+			ends[i] += string(appendJSON(nil, objectOf(&e.out)))
+		}
+	}
+	return p.whereFirst, ends
+}
+
+// MatchFilter is the topic match that the index is compared with.
+func MatchFilter(filter, topic string) bool { return matchFilter(filter, topic) }
+
+// Debounce is what stands between events of the file system and a reload.
+func Debounce(done, changes <-chan struct{}, quiet time.Duration, fire func()) {
+	debounce(done, changes, quiet, fire)
+}

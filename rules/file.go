@@ -1,0 +1,274 @@
+package rules
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// file is one rule file while it is read. All that is wrong with it is collected.
+type file struct {
+	path     string
+	lines    []string
+	problems []Problem
+	// aligned is the scalar that within was last asked about, and its places.
+	aligned *yaml.Node
+	places  []filePlace
+}
+
+// lineBreaks are those that YAML counts lines by.
+var lineBreaks = strings.NewReplacer("\r\n", "\n", "\r", "\n", "\u0085", "\n", "\u2028", "\n", "\u2029", "\n")
+
+var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
+
+// open parses the text as one YAML document; nil if it has none or is none.
+func (f *file) open(text string) *yaml.Node {
+	text = strings.TrimPrefix(text, "\ufeff")
+	if !utf8.ValidString(text) {
+		f.lines = strings.Split(lineBreaks.Replace(strings.ToValidUTF8(text, "\ufffd")), "\n")
+		line, col := lineCol(lineBreaks.Replace(validPrefix(text)), len(text))
+		f.add(Problem{Line: line, Col: col, Width: 1, Name: "not-utf-8", Message: "the file is not UTF-8"})
+		return nil
+	}
+	f.lines = strings.Split(lineBreaks.Replace(text), "\n")
+	decoder := yaml.NewDecoder(strings.NewReader(text))
+	var document, second yaml.Node
+	if err := decoder.Decode(&document); errors.Is(err, io.EOF) {
+		return nil
+	} else if err != nil {
+		f.syntaxError(err)
+		return nil
+	}
+	if err := decoder.Decode(&second); err == nil {
+		f.fail(&second, "several-documents", "put it into a file of its own", "a second document in one file")
+	} else if !errors.Is(err, io.EOF) {
+		f.syntaxError(err)
+		return nil
+	}
+	root := document.Content[0]
+	if !f.isPlain(root) {
+		return nil
+	}
+	return root
+}
+
+// validPrefix is s up to the first byte that is no UTF-8.
+func validPrefix(s string) string {
+	for i := 0; i < len(s); {
+		r, n := utf8.DecodeRuneInString(s[i:])
+		if r == utf8.RuneError && n == 1 {
+			return s[:i]
+		}
+		i += n
+	}
+	return s
+}
+
+func (f *file) syntaxError(err error) {
+	line, message := 1, err.Error()
+	if m := yamlLine.FindStringSubmatch(message); m != nil {
+		message = m[2]
+		if n, err := strconv.Atoi(m[1]); err == nil {
+			line = min(max(n, 1), len(f.lines))
+		}
+	}
+	source := f.lines[line-1]
+	indent := len(source) - len(strings.TrimLeft(source, " \t"))
+	f.add(Problem{Line: line, Col: indent + 1, Width: 1, Name: "yaml-syntax", Message: "yaml: " + message})
+}
+
+// isPlain refuses anchors, aliases and tags in all of n. A rule file needs none,
+// and aliases can make a small file endless.
+func (f *file) isPlain(n *yaml.Node) bool {
+	switch {
+	case n.Kind == yaml.AliasNode || n.Anchor != "":
+		f.fail(n, "yaml-anchor", "write the value out", "anchors and aliases are not allowed")
+		return false
+	case n.Style&yaml.TaggedStyle != 0:
+		f.fail(n, "yaml-tag", "", "tags are not allowed")
+		return false
+	}
+	plain := true
+	for _, c := range n.Content {
+		plain = f.isPlain(c) && plain
+	}
+	return plain
+}
+
+// add completes a problem with the file's name and source line.
+func (f *file) add(p Problem) {
+	p.File = f.path
+	if p.Line > 0 && p.Line <= len(f.lines) {
+		p.Source = f.lines[p.Line-1]
+		p.Col = min(p.Col, utf8.RuneCountInString(p.Source)+1)
+	}
+	f.problems = append(f.problems, p)
+}
+
+func (f *file) fail(n *yaml.Node, name, hint, format string, args ...any) {
+	f.at(n, Error, name, hint, format, args...)
+}
+
+func (f *file) warn(n *yaml.Node, name, hint, format string, args ...any) {
+	f.at(n, Warning, name, hint, format, args...)
+}
+
+func (f *file) at(n *yaml.Node, s Severity, name, hint, format string, args ...any) {
+	p := Problem{Line: max(n.Line, 1), Col: max(n.Column, 1), Width: 1, Severity: s, Name: name, Hint: hint, Message: fmt.Sprintf(format, args...)}
+	if n.Kind == yaml.ScalarNode {
+		switch n.Style {
+		case yaml.LiteralStyle, yaml.FoldedStyle:
+		case yaml.DoubleQuotedStyle, yaml.SingleQuotedStyle:
+			p.Width = utf8.RuneCountInString(n.Value) + 2
+		default:
+			p.Width = max(1, utf8.RuneCountInString(n.Value))
+		}
+	}
+	f.add(p)
+}
+
+// within reports a problem of the text that the scalar n holds.
+func (f *file) within(n *yaml.Node, d diagnostic) {
+	if f.aligned != n {
+		f.aligned, f.places = n, f.align(n)
+	}
+	places := f.places
+	from := places[min(d.start, len(places)-1)]
+	width := 1
+	if to := places[min(max(d.end, d.start), len(places)-1)]; to.line == from.line {
+		width = max(1, to.col-from.col)
+	} else if from.line <= len(f.lines) {
+		width = max(1, utf8.RuneCountInString(f.lines[from.line-1])-from.col+1)
+	}
+	f.add(Problem{Line: from.line, Col: from.col, Width: width, Severity: d.severity, Name: d.name, Message: d.message, Hint: d.hint})
+}
+
+// unsupported reports a key that the design has and this version has not.
+func (f *file) unsupported(key *yaml.Node, name string) {
+	f.fail(key, "not-supported-yet", "", "%s is not supported yet", quote(name))
+}
+
+// field is one key of a mapping and what reads it.
+type field struct {
+	name string
+	read func(key, val *yaml.Node)
+}
+
+// fields reads a mapping. Unknown and doubled keys are errors. It is false if n
+// is no mapping.
+func (f *file) fields(n *yaml.Node, what string, known ...field) bool {
+	return f.mapping(n, what, func(key, val *yaml.Node) {
+		i := slices.IndexFunc(known, func(k field) bool { return k.name == key.Value })
+		if i < 0 {
+			names := make([]string, len(known))
+			for i, k := range known {
+				names[i] = k.name
+			}
+			f.fail(key, "unknown-key", didYouMean(key.Value, names), "unknown key %s in %s", quote(key.Value), what)
+			return
+		}
+		known[i].read(key, val)
+	})
+}
+
+// mapping calls fn for every key, each once.
+func (f *file) mapping(n *yaml.Node, what string, fn func(key, val *yaml.Node)) bool {
+	if n.Kind != yaml.MappingNode {
+		f.fail(n, "wrong-type", "", "%s must be a mapping of keys, found %s", what, describeNode(n))
+		return false
+	}
+	seen := make(map[string]int, len(n.Content)/2)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, val := n.Content[i], n.Content[i+1]
+		if key.Kind != yaml.ScalarNode {
+			f.fail(key, "wrong-type", "", "a key must be text, found %s", describeNode(key))
+			continue
+		}
+		if line, ok := seen[key.Value]; ok {
+			f.fail(key, "doubled-key", fmt.Sprintf("it is already on line %d", line), "doubled key %s in %s", quote(key.Value), what)
+			continue
+		}
+		seen[key.Value] = key.Line
+		fn(key, val)
+	}
+	return true
+}
+
+// elements calls fn for every element of a list.
+func (f *file) elements(n *yaml.Node, what string, fn func(*yaml.Node)) {
+	if n.Kind != yaml.SequenceNode {
+		f.fail(n, "wrong-type", "", "%s must be a list, found %s", what, describeNode(n))
+		return
+	}
+	for _, e := range n.Content {
+		fn(e)
+	}
+}
+
+// text reads a scalar of any type as text.
+func (f *file) text(n *yaml.Node, what string) (string, bool) {
+	if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
+		f.fail(n, "wrong-type", "", "%s must be text, found %s", what, describeNode(n))
+		return "", false
+	}
+	return n.Value, true
+}
+
+func (f *file) bool(n *yaml.Node, what string, into *bool) {
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!bool" {
+		f.fail(n, "wrong-type", "", "%s must be true or false, found %s", what, describeNode(n))
+		return
+	}
+	*into = strings.EqualFold(n.Value, "true")
+}
+
+func (f *file) int(n *yaml.Node, what string, low, high int, into *int) {
+	i, err := strconv.Atoi(n.Value)
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!int" || err != nil || i < low || i > high {
+		f.fail(n, "out-of-range", "", "%s must be a number from %d to %d, found %s", what, low, high, describeNode(n))
+		return
+	}
+	*into = i
+}
+
+func (f *file) duration(n *yaml.Node, what string, low, high time.Duration, into *time.Duration) {
+	d, err := time.ParseDuration(n.Value)
+	if n.Kind != yaml.ScalarNode || err != nil || d < low || d > high {
+		f.fail(n, "out-of-range", "", "%s must be a duration such as %s, from %s to %s, found %s", what, short(*into), short(low), short(high), describeNode(n))
+		return
+	}
+	*into = d
+}
+
+// short prints a duration as a file would say it: 24h, not 24h0m0s.
+func short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+// describeNode is a node as messages show it.
+func describeNode(n *yaml.Node) string {
+	switch {
+	case n.Kind == yaml.MappingNode:
+		return "a mapping"
+	case n.Kind == yaml.SequenceNode:
+		return "a list"
+	case n.Tag == "!!null":
+		return "nothing"
+	}
+	return quote(n.Value)
+}

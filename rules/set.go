@@ -1,0 +1,215 @@
+package rules
+
+import (
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Set is the rules and destinations of a folder, compiled. It is immutable and
+// safe for concurrent use.
+type Set struct {
+	generation   string
+	rules        []*Rule
+	destinations []Destination
+	index        *topicIndex
+	envs         sync.Pool // of *env
+}
+
+func newSet(generation string, rules []*Rule, destinations []Destination) *Set {
+	var enabled []*Rule
+	for _, r := range rules {
+		if r.Enabled {
+			enabled = append(enabled, r)
+		}
+	}
+	s := &Set{generation: generation, rules: rules, destinations: destinations, index: newTopicIndex(enabled)}
+	s.envs.New = func() any { return &env{now: time.Now} }
+	return s
+}
+
+// Generation names the content of the files that the set was made of, in 12
+// hexadecimal digits.
+func (s *Set) Generation() string { return s.generation }
+
+// Rules are all rules, sorted by name, disabled ones too. The caller must not
+// change the slice.
+func (s *Set) Rules() []*Rule { return s.rules }
+
+// Destinations are all destinations, sorted by name. The caller must not change
+// the slice.
+func (s *Set) Destinations() []Destination { return s.destinations }
+
+// Candidates appends to dst the enabled rules that have a filter matching topic:
+// the rule with the most specific filter first, ties by name. What it costs does
+// not depend on rules of other topics.
+func (s *Set) Candidates(dst []*Rule, topic string) []*Rule {
+	return s.index.find(dst, topic)
+}
+
+// Rule is one rule of a set.
+type Rule struct {
+	Name        string
+	Description string
+	Enabled     bool
+	SQL         string
+
+	*program
+	actions  []action
+	outcomes *Outcomes
+}
+
+// action is one thing that a rule does with its row.
+type action struct {
+	destination *Destination
+	id          template // nil: the id is made when the delivery is stored
+	body        bodyFn
+}
+
+// Filter is the rule's most specific filter that matches topic, "" if none does.
+func (r *Rule) Filter(topic string) string {
+	best := ""
+	for _, f := range r.filters {
+		if matchFilter(f, topic) && (best == "" || moreSpecific(f, best) < 0) {
+			best = f
+		}
+	}
+	return best
+}
+
+// Filters are the topic filters of the rule's FROM clause.
+func (r *Rule) Filters() []string { return r.filters }
+
+// Outcomes counts how the rule fared. A rule keeps its counters over a reload.
+func (r *Rule) Outcomes() *Outcomes { return r.outcomes }
+
+// Outcomes counts the messages that a rule was a candidate for. Matched, NoMatch,
+// PayloadNotJSON and BadArgument exclude each other; TypeMismatch and
+// UndefinedInBody are counted beside them, at most once a message.
+type Outcomes struct {
+	Matched, NoMatch, PayloadNotJSON, BadArgument, TypeMismatch, UndefinedInBody atomic.Uint64
+}
+
+// Each calls fn for every counter, always in the same order.
+func (o *Outcomes) Each(fn func(Outcome, uint64)) {
+	fn(Matched, o.Matched.Load())
+	fn(NoMatch, o.NoMatch.Load())
+	fn(PayloadNotJSON, o.PayloadNotJSON.Load())
+	fn(BadArgument, o.BadArgument.Load())
+	fn(TypeMismatch, o.TypeMismatch.Load())
+	fn(UndefinedInBody, o.UndefinedInBody.Load())
+}
+
+func (o *Outcomes) count(fired bool, err error, e *env) {
+	failed, _ := err.(*fault)
+	switch {
+	case failed != nil && failed.outcome == PayloadNotJSON:
+		o.PayloadNotJSON.Add(1)
+	case failed != nil:
+		o.BadArgument.Add(1)
+	case fired:
+		o.Matched.Add(1)
+	default:
+		o.NoMatch.Add(1)
+	}
+	if e.mismatch {
+		o.TypeMismatch.Add(1)
+	}
+	if e.missing {
+		o.UndefinedInBody.Add(1)
+	}
+}
+
+// Destination is where deliveries of one name go.
+type Destination struct {
+	Name   string
+	URL    string // http or https, no credentials
+	Method string // POST or PUT
+	// Headers are sent with every attempt, sorted by name. Their values may hold
+	// secrets.
+	Headers []Header
+	// TraceBody says where in a JSON body the trace context goes; TraceHeaders
+	// whether it goes into headers too.
+	TraceBody    TraceBody
+	TraceHeaders bool
+	// Ordered is the column whose value is the lane of a delivery; "": no lanes.
+	Ordered     string
+	Concurrency int
+	Timeout     time.Duration // of one attempt
+	MaxAge      time.Duration // after which a delivery is given up
+}
+
+// TraceBody holds dotted paths; "" is nowhere.
+type TraceBody struct{ SW8, Correlation string }
+
+// Header is one HTTP header of a destination.
+type Header struct {
+	Name  string
+	Value Secret
+}
+
+// Match is a rule that fired, and what it owes: one delivery per action.
+type Match struct {
+	Rule       *Rule
+	Deliveries []Delivery
+}
+
+// Delivery is one request to be made. It shares no memory with the message's
+// payload.
+type Delivery struct {
+	Destination string
+	ID          string // "": to be made when the delivery is stored
+	Body        []byte // JSON
+	Lane        string // the key of its lane
+	Ordered     bool   // false: it has no lane
+}
+
+// Match runs the candidates on a message and answers those that fired, in the
+// order of cands. A rule that fails is counted and has not fired.
+func (s *Set) Match(cands []*Rule, m *Message) []Match {
+	if len(cands) == 0 {
+		return nil
+	}
+	e := s.envs.Get().(*env)
+	e.reset(m, m.Payload)
+	var matches []Match
+	for _, r := range cands {
+		e.start(r.Name)
+		fired, err := r.run(e)
+		if fired && err == nil {
+			matches = append(matches, Match{Rule: r, Deliveries: r.deliveries(e)})
+		}
+		r.outcomes.count(fired, err, e)
+	}
+	e.start("")
+	e.reset(nil, nil)
+	s.envs.Put(e)
+	return matches
+}
+
+func (r *Rule) deliveries(e *env) []Delivery {
+	ds := make([]Delivery, len(r.actions))
+	for i, a := range r.actions {
+		body, ok := a.body(e, make([]byte, 0, bodySize))
+		if !ok {
+			e.missing = true
+			body = append(body[:0], "null"...)
+		}
+		ds[i] = Delivery{Destination: a.destination.Name, ID: a.id.renderID(e), Body: body}
+		if lane := e.laneOf(a.destination); lane.defined() {
+			ds[i].Lane, ds[i].Ordered = strings.Clone(lane.text()), true
+		}
+	}
+	return ds
+}
+
+// bodySize is the capacity that a body starts with: most are smaller.
+const bodySize = 256
+
+func (e *env) laneOf(d *Destination) value {
+	if d.Ordered == "" {
+		return value{}
+	}
+	return e.column(d.Ordered)
+}
