@@ -1,6 +1,9 @@
 package rules
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // value compiles an expression.
 func (c *compiler) value(x expr) evalFn {
@@ -268,7 +271,7 @@ func (c *compiler) call(x *call) evalFn {
 			e.args = append(e.args, v)
 		}
 		v, err := f.eval(e, e.args[base:])
-		if failed, ok := err.(*fault); ok && failed.outcome == BadArgument {
+		if failed := (*fault)(nil); errors.As(err, &failed) && failed.outcome == BadArgument {
 			err = badArgument("%s: %s", x.name, failed.message)
 		}
 		return v, err

@@ -68,14 +68,12 @@ func (c *cursor) space() byte {
 func (c *cursor) str() (raw string, escaped bool) {
 	c.i++
 	start := c.i
-	for {
-		n := strings.IndexByte(c.s[c.i:], '"')
-		if part := c.s[c.i : c.i+n]; strings.IndexByte(part, '\\') >= 0 {
-			return c.escapedStr(start), true
-		}
-		c.i += n + 1
-		return c.s[start : c.i-1], false
+	n := strings.IndexByte(c.s[c.i:], '"')
+	if strings.IndexByte(c.s[start:start+n], '\\') >= 0 {
+		return c.escapedStr(start), true
 	}
+	c.i += n + 1
+	return c.s[start : c.i-1], false
 }
 
 func (c *cursor) escapedStr(start int) string {

@@ -18,9 +18,16 @@ const redacted = "[redacted]"
 // Reveal is the text itself.
 func (s Secret) Reveal() string { return s.text }
 
-func (Secret) String() string               { return redacted }
-func (Secret) GoString() string             { return redacted }
-func (Secret) LogValue() slog.Value         { return slog.StringValue(redacted) }
+// String keeps the text out of %s and %v.
+func (Secret) String() string { return redacted }
+
+// GoString keeps it out of %#v.
+func (Secret) GoString() string { return redacted }
+
+// LogValue keeps it out of logs.
+func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText keeps it out of JSON and YAML.
 func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 // ExpandSecrets fills in each ${env:NAME} and ${file:PATH} of text, as in the

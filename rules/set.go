@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"errors"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -102,7 +103,8 @@ func (o *Outcomes) Each(fn func(Outcome, uint64)) {
 }
 
 func (o *Outcomes) count(fired bool, err error, e *env) {
-	failed, _ := err.(*fault)
+	var failed *fault
+	errors.As(err, &failed)
 	switch {
 	case failed != nil && failed.outcome == PayloadNotJSON:
 		o.PayloadNotJSON.Add(1)

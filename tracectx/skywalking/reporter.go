@@ -334,7 +334,7 @@ func (r *Reporter) sendBatch(batch []frame) error {
 		return err
 	}
 	for _, f := range batch {
-		if err := stream.SendMsg(f); err == io.EOF { // ended by the collector, which says why below
+		if err := stream.SendMsg(f); errors.Is(err, io.EOF) { // ended by the collector, which says why below
 			if _, err := stream.CloseAndRecv(); err != nil {
 				return err
 			}

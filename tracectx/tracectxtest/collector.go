@@ -52,7 +52,8 @@ func NewCollector() (*Collector, error) { return ListenCollector("127.0.0.1:0") 
 // ListenCollector starts a Collector at addr, for instance where another was
 // stopped. The options are for TLS and interceptors.
 func ListenCollector(addr string, options ...grpc.ServerOption) (*Collector, error) {
-	l, err := net.Listen("tcp", addr)
+	var listen net.ListenConfig
+	l, err := listen.Listen(context.Background(), "tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("listen for trace segments: %w", err)
 	}
@@ -68,7 +69,7 @@ func ListenCollector(addr string, options ...grpc.ServerOption) (*Collector, err
 	managementv3.RegisterManagementServiceServer(c.server, managementService{collector: c})
 	go func() {
 		defer close(c.served)
-		c.server.Serve(l) // ends with Stop, and with nothing to tell
+		_ = c.server.Serve(l) // ends with Stop, and with nothing to tell
 	}()
 	return c, nil
 }

@@ -220,7 +220,7 @@ func (t *Tree) Write(w io.Writer) error {
 			fmt.Fprintln(table)
 		})
 	}
-	table.Flush() // a strings.Builder takes everything
+	_ = table.Flush() // a strings.Builder takes everything
 	for _, fault := range t.Faults {
 		fmt.Fprintf(&text, "  broken: %s\n", fault)
 	}
