@@ -1,0 +1,314 @@
+package store
+
+import (
+	"fmt"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+const (
+	// lazyDelay bounds how long lazy writes wait for a flush that somebody else needs.
+	lazyDelay = 50 * time.Millisecond
+
+	// Before a flush, those that the last one has woken get the processor gatherYields times, and again whenever one of
+	// them has written. Without it half of them miss the flush, and 64 waiting writers are half as fast.
+	gatherYields = 32
+
+	// If gatherFrom writes or more came during a flush, when nobody who waits for one could have written, the next flush
+	// is held back for gatherTime: shared by more it costs a third less CPU per write at 30,000 a second. If nothing has
+	// come in the last quarter of that time it was no stream but waiting writers out of step, whom it only slows down;
+	// it isn't tried again for gatherSkip flushes.
+	gatherFrom = 16
+	gatherTime = time.Millisecond
+	gatherSkip = 64
+
+	// fillPercent leaves little room in a page that has become full. Most keys ascend, and bbolt's 50 % would leave
+	// every page half empty for good.
+	fillPercent = 0.9
+
+	// keptOps is how many operations the buffer that is used for every flush may hold on to.
+	keptOps = 1 << 14
+)
+
+// An Op puts a value, or deletes a key if Value is nil. Deleting what isn't there is no error. Key and Value belong to the
+// store until the commit is done.
+type Op struct {
+	Bucket     string
+	Key, Value []byte
+}
+
+// A Request is a set of operations that are flushed together.
+type Request struct {
+	Ops []Op
+	// Lazy requests don't cause a flush of their own: they join one that is needed anyway, or one after 50 ms.
+	Lazy bool
+	// Applied, if set, is called once with the outcome, on the committer's goroutine, in the order of the requests,
+	// before Commit.Done is closed. It must not block.
+	Applied func(error)
+}
+
+// Write asks for ops to be flushed, all or none, and returns at once with the commit they joined. The order of calls is
+// the order in which operations are applied. How much is waiting for a flush is not limited here. Once a flush has
+// failed, the commit of every later write fails with the same error.
+func (s *Store) Write(ops []Op) *Commit { return s.Do(Request{Ops: ops}) }
+
+// Do is Write with a say in how. A request that can't be carried out at all, because of an unknown bucket or the size of a
+// key, or because the store is closed, fails alone; its Applied runs on a goroutine of its own then.
+func (s *Store) Do(r Request) *Commit {
+	if err := s.check(r.Ops); err != nil {
+		return s.reject(r, err)
+	}
+	c := &s.committer
+	c.mu.Lock()
+	if c.stopping {
+		c.mu.Unlock()
+		return s.reject(r, ErrClosed)
+	}
+	b := c.next
+	now := time.Now()
+	if len(b.requests) == 0 {
+		b.first = now
+	}
+	b.requests = append(b.requests, r)
+	if !r.Lazy {
+		b.urgent++
+		b.last = now
+	}
+	commit := b.commit
+	wake := len(b.requests) == 1 || b.urgent == 1 && !r.Lazy
+	c.mu.Unlock()
+	if wake {
+		c.signal()
+	}
+	return commit
+}
+
+func (s *Store) reject(r Request, err error) *Commit {
+	c := newCommit()
+	go func() {
+		if r.Applied != nil {
+			r.Applied(err)
+		}
+		c.complete(err)
+	}()
+	return c
+}
+
+// Err is the error of the flush that failed, nil as long as none has. After it nothing more is written: what the disk
+// holds is known again only once the file has been opened anew.
+func (s *Store) Err() error {
+	if err := s.committer.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// A batch is what the next flush will hold.
+type batch struct {
+	commit   *Commit
+	requests []Request
+	first    time.Time // when the first of them came
+	urgent   int       // those that aren't lazy
+	last     time.Time // when the last of those came
+}
+
+// committer is the part of a Store that its one writing goroutine and those who queue for it share.
+type committer struct {
+	s    *Store
+	wake chan struct{}
+
+	mu       sync.Mutex
+	next     *batch
+	stopping bool
+
+	failed   atomic.Pointer[error]
+	closed   chan struct{} // when the goroutine has ended and the file is closed
+	closeErr error
+
+	// Of the goroutine alone.
+	spare   []Request
+	skip    int // flushes for which no stream is expected
+	arrived int // urgent requests that came during the last flush
+}
+
+func (c *committer) start(s *Store) {
+	c.s = s
+	c.wake = make(chan struct{}, 1)
+	c.closed = make(chan struct{})
+	c.next = &batch{commit: newCommit()}
+	go c.run()
+}
+
+func (c *committer) stop() {
+	c.mu.Lock()
+	c.stopping = true
+	c.mu.Unlock()
+	c.signal()
+}
+
+func (c *committer) signal() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (c *committer) run() {
+	for b := c.take(); b != nil; b = c.take() {
+		c.finish(b, c.commit(b))
+	}
+	c.closeErr = c.s.closeFile()
+	close(c.closed)
+}
+
+// take waits until a flush is due and returns what goes into it, nil when the store stops and all is flushed.
+func (c *committer) take() *batch {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		wait := time.Hour
+		c.mu.Lock()
+		switch n := len(c.next.requests); {
+		case n == 0 && c.stopping:
+			c.mu.Unlock()
+			return nil
+		case n > 0:
+			if wait = lazyDelay - time.Since(c.next.first); c.next.urgent > 0 || c.stopping || wait <= 0 {
+				c.mu.Unlock()
+				return c.gather()
+			}
+		}
+		c.mu.Unlock()
+		timer.Reset(wait)
+		select {
+		case <-c.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// gather takes what is queued, once those who are about to write have done so.
+func (c *committer) gather() *batch {
+	// Whoever the last flush has woken, and can run, writes first.
+	end := time.Now().Add(gatherTime)
+	for seen, quiet := c.urgent(), 0; quiet < gatherYields && time.Now().Before(end); quiet++ {
+		runtime.Gosched()
+		if n := c.urgent(); n != seen {
+			seen, quiet = n, 0
+		}
+	}
+	// Writes that came while nobody was woken look like a stream, of which more will come.
+	switch {
+	case c.skip > 0:
+		c.skip--
+	case c.arrived >= gatherFrom:
+		time.Sleep(gatherTime)
+		if c.sinceLast() > gatherTime/4 {
+			c.skip = gatherSkip
+		}
+	}
+	next := &batch{commit: newCommit(), requests: c.spare}
+	c.mu.Lock()
+	b := c.next
+	c.next = next
+	c.mu.Unlock()
+	c.spare = nil
+	return b
+}
+
+// urgent is how many requests somebody waits for.
+func (c *committer) urgent() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.next.urgent
+}
+
+// sinceLast is the age of the newest of them.
+func (c *committer) sinceLast() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Since(c.next.last)
+}
+
+// commit flushes a batch. It never touches the file again after an error: what a failed write or flush has left there is
+// unknown, and a second flush that succeeds would prove nothing about the first one's pages.
+func (c *committer) commit(b *batch) error {
+	if err := c.s.Err(); err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := c.flush(b); err != nil {
+		err = fmt.Errorf("write to store %s: %w", c.s.path, err)
+		c.failed.Store(&err)
+		c.s.log.Error("store has failed and takes no more writes", slog.String("path", c.s.path), slog.Any("error", err))
+		return err
+	}
+	c.arrived = c.urgent()
+	c.s.metrics.flushed(time.Since(start), len(b.requests))
+	return nil
+}
+
+func (c *committer) flush(b *batch) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	var tx *bbolt.Tx
+	defer func() {
+		if r := recover(); r != nil {
+			err = &CorruptError{Path: c.s.path, Reason: fmt.Sprint(r)}
+			if tx != nil {
+				_ = tx.Rollback() // gives up the lock that Close needs
+			}
+		}
+	}()
+	if tx, err = c.s.db.Begin(true); err != nil {
+		return err
+	}
+	if err := apply(tx, b.requests); err != nil {
+		_ = tx.Rollback() // nothing was written: the reason is what counts
+		return err
+	}
+	return tx.Commit()
+}
+
+func apply(tx *bbolt.Tx, requests []Request) error {
+	var bucket *bbolt.Bucket
+	var name string
+	for _, r := range requests {
+		for _, op := range r.Ops {
+			if bucket == nil || name != op.Bucket {
+				name = op.Bucket
+				bucket = tx.Bucket([]byte(name))
+				bucket.FillPercent = fillPercent
+			}
+			var err error
+			if op.Value == nil {
+				err = bucket.Delete(op.Key)
+			} else {
+				err = bucket.Put(op.Key, op.Value)
+			}
+			if err != nil {
+				return fmt.Errorf("bucket %s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// finish tells everybody how a batch ended and keeps its buffer for the next but one.
+func (c *committer) finish(b *batch, err error) {
+	for _, r := range b.requests {
+		if r.Applied != nil {
+			r.Applied(err)
+		}
+	}
+	b.commit.complete(err)
+	if cap(b.requests) <= keptOps {
+		clear(b.requests)
+		c.spare = b.requests[:0]
+	}
+}

@@ -1,0 +1,68 @@
+package store
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	registerer prometheus.Registerer
+	seconds    prometheus.Histogram
+	writes     prometheus.Histogram
+	registered []prometheus.Collector
+}
+
+func newMetrics(r prometheus.Registerer, s *Store) (*metrics, error) {
+	m := &metrics{
+		registerer: r,
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "throughline_store_flush_seconds",
+			Help:    "Duration of a flush to disk, from its start until what it holds is durable.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
+		}),
+		writes: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "throughline_store_flush_writes",
+			Help:    "Writes that shared one flush.",
+			Buckets: prometheus.ExponentialBuckets(1, 2, 14),
+		}),
+	}
+	if r == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{
+		m.seconds,
+		m.writes,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "throughline_store_failed",
+			Help: "1 once a flush has failed: nothing more is written until the store is opened anew.",
+		}, func() float64 {
+			if s.Err() != nil {
+				return 1
+			}
+			return 0
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "throughline_store_size_bytes",
+			Help: "Part of the store's file that has ever been used.",
+		}, func() float64 { return float64(s.Size()) }),
+	} {
+		if err := r.Register(c); err != nil {
+			m.unregister()
+			return nil, err
+		}
+		m.registered = append(m.registered, c)
+	}
+	return m, nil
+}
+
+func (m *metrics) unregister() {
+	for _, c := range m.registered {
+		m.registerer.Unregister(c)
+	}
+}
+
+func (m *metrics) flushed(d time.Duration, writes int) {
+	m.seconds.Observe(d.Seconds())
+	m.writes.Observe(float64(writes))
+}
