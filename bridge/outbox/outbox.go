@@ -1,0 +1,751 @@
+// Package outbox is the durable queue of deliveries: records are appended in groups, wait on disk until they are removed,
+// and move to the dead letters when they can't be delivered. It bounds what may wait, in bytes.
+//
+// It does not know what a destination is but a name to count by, nor when or how a record is sent; a record's body and trace
+// context are opaque to it. Records that wait are on disk alone: memory holds about 60 bytes for each, and some megabytes of
+// the newest.
+package outbox
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"slices"
+	"sync"
+	"time"
+	"unique"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/throughline-mqtt/throughline/store"
+)
+
+const (
+	recordsBucket = "outbox.records" // seq -> record
+	stateBucket   = "outbox.state"   // seq -> attempts, next attempt, last error; only after a failed attempt
+	deadBucket    = "outbox.dead"    // seq -> dead letter
+	metaBucket    = "outbox.meta"    // seqKey -> the highest Seq that may have been used
+
+	seqKey = "seq"
+	// seqBlock is how many Seqs are set aside at a time, so that the mark costs nothing per record. The rest of a block
+	// is skipped when the outbox is opened again.
+	seqBlock = 1 << 16
+
+	// overhead is what a record costs in a page beside its value: key and page element.
+	overhead = 8 + 16
+
+	defaultUnflushed = 64 << 20
+	cacheBytes       = 16 << 20
+
+	// maxRecord is below what a value in the store and the 32 bits that count it can take.
+	maxRecord = 1 << 30
+
+	// maxLastError and maxResponse bound what a destination can make us keep.
+	maxLastError = 1 << 10
+	maxResponse  = 4 << 10
+
+	// pageRecords is how many records are read in one view, which stops the writer if the file must grow meanwhile.
+	pageRecords = 1024
+)
+
+// Buckets are the buckets that an outbox needs in its store.
+func Buckets() []string { return []string{recordsBucket, stateBucket, deadBucket, metaBucket} }
+
+// Commit is done when what a call has changed is on disk.
+type Commit = store.Commit
+
+// A Record is one delivery that is owed.
+type Record struct {
+	Seq         uint64 // assigned by Append; ascends in the order of appends, never reused
+	ID          string // webhook-id, the same in every attempt; empty: Append makes a ULID
+	Rule        string
+	Generation  string // of the rule set
+	Destination string // never empty
+	Lane        string // with Ordered: records of the same lane are sent one after the other
+	Ordered     bool   // false: no lane
+	Body        []byte
+	Topic       string
+	ClientID    string
+	Published   time.Time // zero: Append sets it to now
+	Queued      time.Time // when it was appended, or redriven from the dead letters; set by Append
+
+	SW8         string // the EntrySpan's context, encoded
+	Correlation string
+	TraceID     string
+
+	// Delivery state, changed by Reschedule; Append ignores it.
+	Attempts  int
+	Next      time.Time // not before; zero: at once
+	LastError string
+}
+
+// A Ref is what is needed of a record to schedule it.
+type Ref struct {
+	Seq               uint64
+	Destination, Lane string // equal ones share their memory
+	Ordered           bool
+	Published, Queued time.Time
+	Next              time.Time
+	Attempts          int
+	Size              int64 // bytes that count against the caps
+}
+
+// A DeadLetter is a record that was given up.
+type DeadLetter struct {
+	Record
+	Reason   string
+	Buried   time.Time // zero: Bury sets it to now
+	Status   int       // of the last response; 0: there was none
+	Response []byte    // the first 4 kB of the last response's body
+}
+
+var (
+	// ErrNotFound: no such record is queued, or no such dead letter kept.
+	ErrNotFound = errors.New("no such record in the outbox")
+	// ErrFull is what every *FullError is.
+	ErrFull = errors.New("outbox is full")
+)
+
+// A FullError says which cap kept records from being appended.
+type FullError struct {
+	Destination string // whose cap; empty: that of the whole outbox
+	Limit       int64  // in bytes
+	Used        int64  // in bytes, before the refused records
+	Dead        int64  // how much of Used are dead letters
+	// Unflushed: it is not the disk space; more than Limit is waiting to be flushed because the disk is slow.
+	Unflushed bool
+}
+
+func (e *FullError) Error() string {
+	switch {
+	case e.Unflushed:
+		return fmt.Sprintf("outbox is full: %d of %d bytes wait to be flushed, the disk is too slow", e.Used, e.Limit)
+	case e.Destination != "":
+		return fmt.Sprintf("outbox is full: destination %q uses %d of its %d bytes", e.Destination, e.Used, e.Limit)
+	case e.Dead > 0:
+		return fmt.Sprintf("outbox is full: %d of %d bytes used, %d of them by dead letters", e.Used, e.Limit, e.Dead)
+	}
+	return fmt.Sprintf("outbox is full: %d of %d bytes used", e.Used, e.Limit)
+}
+
+// Is reports whether target is ErrFull.
+func (e *FullError) Is(target error) bool { return target == ErrFull }
+
+// Options bound an outbox. The zero value is usable and has no caps.
+type Options struct {
+	// MaxBytes caps queued records and dead letters together; 0: no cap. Dead letters count since they are on disk, but
+	// burying is never refused.
+	MaxBytes int64
+	// MaxBytesOf caps the queued records of one destination, without its dead letters; nil, or a result of 0: no cap.
+	// It is called with the outbox locked, at every append: it must be quick and not call the outbox.
+	MaxBytesOf func(destination string) int64
+	// MaxUnflushed caps what waits in memory for a flush; 0: 64 MiB.
+	MaxUnflushed int64
+	// Logger gets what isn't returned. Nil: none.
+	Logger *slog.Logger
+	// Registerer gets the outbox's metrics. Nil: none.
+	Registerer prometheus.Registerer
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time
+}
+
+// An Outbox is the queue in one store. All its methods may be used concurrently.
+type Outbox struct {
+	st    *store.Store
+	o     Options
+	space chan struct{}
+	met   *metrics
+
+	idsMu   sync.Mutex
+	entropy *ulid.MonotonicEntropy
+
+	mu        sync.Mutex
+	seq       uint64          // last assigned
+	reserved  uint64          // up to here the store knows that they may be in use
+	committed uint64          // the highest that has been flushed
+	items     map[uint64]item // queued and flushed
+	dead      map[uint64]bool // dead letters that are being purged or redriven
+	total     account
+	unflushed int64
+	behind    bool // an append was refused because of unflushed, and that is still high
+	names     map[string]*account
+	accounts  []*account // by item.account
+	cache     cache
+
+	watcher func([]Ref)
+	// replaying holds what was committed while Watch is still busy with what is stored; nil: it isn't.
+	replaying []Ref
+	live      bool // replay is over: commits go to watcher
+}
+
+// item is what memory holds of a queued record, beside its Seq: 16 bytes, since there may be millions.
+type item struct {
+	queued  int64 // Unix milliseconds
+	size    uint32
+	account uint16
+	// leaving: Remove or Bury was called, and isn't flushed yet.
+	leaving bool
+	// tried: the store has a delivery state for it.
+	tried bool
+}
+
+// Open opens the outbox in st, whose Options.Buckets must have had Buckets. It reads every record once, though not its
+// body. A record that is damaged, or of a newer version, is an error: nothing is skipped.
+func Open(st *store.Store, o Options) (*Outbox, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.MaxUnflushed <= 0 {
+		o.MaxUnflushed = defaultUnflushed
+	}
+	ob := &Outbox{
+		st:      st,
+		o:       o,
+		space:   make(chan struct{}, 1),
+		entropy: newEntropy(),
+		items:   make(map[uint64]item),
+		dead:    make(map[uint64]bool),
+		names:   make(map[string]*account),
+		cache:   cache{max: cacheBytes, values: make(map[uint64][]byte)},
+	}
+	if err := ob.restore(); err != nil {
+		return nil, fmt.Errorf("open outbox in %s: %w", st.Path(), err)
+	}
+	var err error
+	if ob.met, err = newMetrics(o.Registerer, ob); err != nil {
+		return nil, fmt.Errorf("open outbox: register metrics: %w", err)
+	}
+	return ob, nil
+}
+
+// restore counts what is stored.
+func (o *Outbox) restore() error {
+	return o.st.View(func(v *store.View) error {
+		if mark := v.Get(metaBucket, []byte(seqKey)); len(mark) == 8 {
+			o.reserved = binary.BigEndian.Uint64(mark)
+		} else if mark != nil {
+			return fmt.Errorf("sequence mark: %w", errDamaged)
+		}
+		o.seq = o.reserved
+
+		err := each(v, recordsBucket, 0, func(seq uint64, value []byte) error {
+			h, err := decodeRefHeader(value)
+			if err != nil {
+				return err
+			}
+			a, err := o.account(string(h.destination))
+			if err != nil {
+				return err
+			}
+			o.seq, o.committed = max(o.seq, seq), seq
+			a.bytes += recordSize(value)
+			o.total.bytes += recordSize(value)
+			o.queue(seq, a, recordSize(value), h.queued)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		err = each(v, stateBucket, 0, func(seq uint64, value []byte) error {
+			if _, err := decodeState(value); err != nil {
+				return err
+			}
+			if it, ok := o.items[seq]; ok {
+				it.tried = true
+				o.items[seq] = it
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return each(v, deadBucket, 0, func(seq uint64, value []byte) error {
+			name, err := deadDestination(value)
+			if err != nil {
+				return err
+			}
+			a, err := o.account(name)
+			if err != nil {
+				return err
+			}
+			o.seq = max(o.seq, seq)
+			a.bury(recordSize(value))
+			o.total.bury(recordSize(value))
+			return nil
+		})
+	})
+}
+
+// errStop ends each without an error.
+var errStop = errors.New("stop")
+
+// each calls fn for the entries of a bucket from a Seq on, until it returns an error, to which it adds what it is about.
+func each(v *store.View, bucket string, from uint64, fn func(seq uint64, value []byte) error) error {
+	var err error
+	v.ForEach(bucket, key(from), func(k, value []byte) bool {
+		if len(k) != 8 {
+			err = fmt.Errorf("%s: key %x: %w", bucket, k, errDamaged)
+			return false
+		}
+		seq := binary.BigEndian.Uint64(k)
+		if err = fn(seq, value); err != nil && !errors.Is(err, errStop) {
+			err = fmt.Errorf("%s: record %d: %w", bucket, seq, err)
+		}
+		return err == nil
+	})
+	if errors.Is(err, errStop) {
+		return nil
+	}
+	return err
+}
+
+func key(seq uint64) []byte { return binary.BigEndian.AppendUint64(nil, seq) }
+
+func recordSize(value []byte) int64 { return int64(len(value)) + overhead }
+
+// account returns the account of a destination, opening it if need be.
+func (o *Outbox) account(name string) (*account, error) {
+	if a, ok := o.names[name]; ok {
+		return a, nil
+	}
+	if len(o.accounts) > math.MaxUint16 {
+		return nil, fmt.Errorf("more than %d destinations", math.MaxUint16)
+	}
+	a := &account{name: unique.Make(name).Value(), index: uint16(len(o.accounts))}
+	o.names[a.name] = a
+	o.accounts = append(o.accounts, a)
+	return a, nil
+}
+
+// queue takes a flushed record, whose bytes are counted already, into the queue.
+func (o *Outbox) queue(seq uint64, a *account, size int64, queued time.Time) {
+	o.items[seq] = item{queued: queued.UnixMilli(), size: uint32(size), account: a.index}
+	a.records++
+	o.total.records++
+	a.order.push(seq)
+}
+
+// Append stores records, all or none. It fills in their Seq, Queued, and ID and Published where those are not set, and
+// returns at once with the commit that tells when they are on disk. It refuses with a *FullError if a cap would be passed,
+// and with the store's error once that has failed. Bodies may be changed again when it has returned.
+func (o *Outbox) Append(recs []Record) (*Commit, error) {
+	if len(recs) == 0 {
+		return store.Completed(nil), nil
+	}
+	now := o.o.Now()
+	values := make([][]byte, len(recs))
+	for i := range recs {
+		r := &recs[i]
+		if r.Destination == "" {
+			return nil, errors.New("append to outbox: record without destination")
+		}
+		if r.ID == "" {
+			var err error
+			if r.ID, err = o.newID(now); err != nil {
+				return nil, fmt.Errorf("append to outbox: make id: %w", err)
+			}
+		}
+		if r.Published.IsZero() {
+			r.Published = now
+		}
+		r.Queued = now
+		r.Attempts, r.Next, r.LastError = 0, time.Time{}, ""
+		if values[i] = encodeRecord(r); len(values[i]) > maxRecord {
+			return nil, fmt.Errorf("append to outbox: record of %d bytes; up to %d are possible", len(values[i]), maxRecord)
+		}
+	}
+	return o.append(recs, values, nil)
+}
+
+// newEntropy reads ahead: an id would cost a system call otherwise.
+func newEntropy() *ulid.MonotonicEntropy { return ulid.Monotonic(bufio.NewReader(rand.Reader), 0) }
+
+func (o *Outbox) newID(now time.Time) (string, error) {
+	o.idsMu.Lock()
+	defer o.idsMu.Unlock()
+	id, err := ulid.New(ulid.Timestamp(now), o.entropy)
+	if errors.Is(err, ulid.ErrMonotonicOverflow) { // the random start was too close to the end: take another
+		o.entropy = newEntropy()
+		id, err = ulid.New(ulid.Timestamp(now), o.entropy)
+	}
+	return id.String(), err
+}
+
+// redriven is the dead letter that a record was.
+type redriven struct {
+	seq  uint64
+	size int64 // as a dead letter
+}
+
+// append stores encoded records, in place of the dead letter from if that isn't nil.
+func (o *Outbox) append(recs []Record, values [][]byte, from *redriven) (*Commit, error) {
+	if err := o.st.Err(); err != nil {
+		return nil, fmt.Errorf("append to outbox: %w", err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	accounts, err := o.reserve(recs, values, from)
+	if err != nil {
+		return nil, err
+	}
+	ops := make([]store.Op, 0, len(recs)+1)
+	if last := o.seq + uint64(len(recs)); last > o.reserved {
+		o.reserved = last + seqBlock
+		ops = append(ops, store.Op{Bucket: metaBucket, Key: []byte(seqKey), Value: key(o.reserved)})
+	}
+	refs := make([]Ref, len(recs))
+	for i := range recs {
+		r := &recs[i]
+		o.seq++
+		r.Seq = o.seq
+		ops = append(ops, store.Op{Bucket: recordsBucket, Key: key(r.Seq), Value: values[i]})
+		refs[i] = Ref{
+			Seq:         r.Seq,
+			Destination: accounts[i].name,
+			Ordered:     r.Ordered,
+			Published:   r.Published,
+			Queued:      r.Queued,
+			Size:        recordSize(values[i]),
+		}
+		if r.Ordered {
+			refs[i].Lane = unique.Make(r.Lane).Value()
+		}
+	}
+	if from != nil {
+		ops = append(ops, store.Op{Bucket: deadBucket, Key: key(from.seq)})
+	}
+	return o.st.Do(store.Request{Ops: ops, Applied: func(err error) {
+		o.appended(err, refs, values, accounts, from)
+	}}), nil
+}
+
+// reserve counts the bytes of records, or refuses and counts nothing.
+func (o *Outbox) reserve(recs []Record, values [][]byte, from *redriven) (accounts []*account, err error) {
+	var size int64
+	accounts = make([]*account, len(recs))
+	for i := range recs {
+		if accounts[i], err = o.account(recs[i].Destination); err != nil {
+			return nil, fmt.Errorf("append to outbox: %w", err)
+		}
+		size += recordSize(values[i])
+	}
+	for i, a := range accounts {
+		a.wanted += recordSize(values[i])
+	}
+	full := o.passedCap(accounts, size, from != nil)
+	for _, a := range accounts {
+		if full == nil {
+			a.bytes += a.wanted
+		}
+		a.wanted = 0
+	}
+	if full != nil {
+		o.met.refuse(full)
+		return nil, full
+	}
+	o.total.bytes += size
+	o.unflushed += size
+	return accounts, nil
+}
+
+// passedCap says which cap doesn't allow size more bytes, or what the accounts want of them; nil if all do.
+func (o *Outbox) passedCap(accounts []*account, size int64, wasDead bool) *FullError {
+	if limit := o.o.MaxUnflushed; o.unflushed > 0 && o.unflushed+size > limit {
+		o.behind = true
+		return &FullError{Limit: limit, Used: o.unflushed, Unflushed: true}
+	}
+	// What was a dead letter is counted in the total already.
+	if limit := o.o.MaxBytes; !wasDead && limit > 0 && o.total.used()+size > limit {
+		o.total.refused = true
+		return &FullError{Limit: limit, Used: o.total.used(), Dead: o.total.deadBytes}
+	}
+	for _, a := range accounts {
+		if limit := o.limitOf(a.name); limit > 0 && a.bytes+a.wanted > limit {
+			a.refused = true
+			return &FullError{Destination: a.name, Limit: limit, Used: a.bytes}
+		}
+	}
+	return nil
+}
+
+func (o *Outbox) limitOf(destination string) int64 {
+	if o.o.MaxBytesOf == nil {
+		return 0
+	}
+	return o.o.MaxBytesOf(destination)
+}
+
+// appended is what becomes of an append when its flush has ended.
+func (o *Outbox) appended(err error, refs []Ref, values [][]byte, accounts []*account, from *redriven) {
+	o.mu.Lock()
+	for i, a := range accounts {
+		size := refs[i].Size
+		o.unflushed -= size
+		if err != nil {
+			a.bytes -= size
+			o.total.bytes -= size
+			continue
+		}
+		o.queue(refs[i].Seq, a, size, refs[i].Queued)
+		o.cache.put(refs[i].Seq, values[i])
+		o.committed = refs[i].Seq
+	}
+	if from != nil {
+		o.exhumed(err, from.seq, accounts[0].name, from.size)
+	}
+	o.noticeSpace()
+	var announce func([]Ref)
+	switch {
+	case err != nil || o.watcher == nil: // Watch will find them in the store
+	case o.live:
+		announce = o.watcher
+	default:
+		o.replaying = append(o.replaying, refs...)
+	}
+	o.mu.Unlock()
+	if announce != nil {
+		announce(refs)
+	}
+}
+
+// Watch calls fn with all that is stored, some at a time and before it returns, and from then on with what each append
+// adds, right before that append's commit is done: each record once, in the order of Seq, never two calls at a time. fn
+// owns the slice; it must not block, since the store's committer runs it, but may call the outbox. An outbox can be watched
+// once. After an error, which is that of reading the store, not all has been announced.
+func (o *Outbox) Watch(fn func([]Ref)) error {
+	o.mu.Lock()
+	if o.watcher != nil {
+		o.mu.Unlock()
+		return errors.New("watch outbox: it is watched already")
+	}
+	o.watcher = fn
+	last := o.committed
+	o.mu.Unlock()
+
+	lanes := make(map[string]string)
+	for from := uint64(0); from <= last; {
+		refs, next, err := o.readRefs(from, last, lanes)
+		if err != nil {
+			return fmt.Errorf("watch outbox in %s: %w", o.st.Path(), err)
+		}
+		if len(refs) > 0 {
+			fn(refs)
+		}
+		from = next
+	}
+	for {
+		o.mu.Lock()
+		refs := o.replaying
+		o.replaying = nil
+		o.live = len(refs) == 0
+		o.mu.Unlock()
+		if len(refs) == 0 {
+			return nil
+		}
+		fn(refs)
+	}
+}
+
+// readRefs reads some of the records from Seq from to last, and says where to go on. Lanes that it has met are in lanes.
+func (o *Outbox) readRefs(from, last uint64, lanes map[string]string) (refs []Ref, next uint64, err error) {
+	next = last + 1
+	err = o.st.View(func(v *store.View) error {
+		err := each(v, recordsBucket, from, func(seq uint64, value []byte) error {
+			if seq > last || len(refs) == pageRecords {
+				next = seq
+				return errStop
+			}
+			h, err := decodeRefHeader(value)
+			if err != nil {
+				return err
+			}
+			r := Ref{Seq: seq, Ordered: h.ordered, Published: h.published, Queued: h.queued, Size: recordSize(value)}
+			if h.ordered {
+				lane, ok := lanes[string(h.lane)]
+				if !ok {
+					lane = unique.Make(string(h.lane)).Value()
+					lanes[lane] = lane
+				}
+				r.Lane = lane
+			}
+			refs = append(refs, r)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		i := 0
+		return each(v, stateBucket, from, func(seq uint64, value []byte) error {
+			for i < len(refs) && refs[i].Seq < seq {
+				i++
+			}
+			if i == len(refs) {
+				return errStop
+			}
+			s, err := decodeState(value)
+			if err == nil && refs[i].Seq == seq {
+				refs[i].Attempts, refs[i].Next = s.attempts, s.next
+			}
+			return err
+		})
+	})
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	refs = slices.DeleteFunc(refs, func(r Ref) bool { return !o.queued(r.Seq) })
+	for i := range refs {
+		refs[i].Destination = o.accounts[o.items[refs[i].Seq].account].name
+	}
+	return refs, next, err
+}
+
+// queued reports whether a record is flushed and not about to leave.
+func (o *Outbox) queued(seq uint64) bool {
+	it, ok := o.items[seq]
+	return ok && !it.leaving
+}
+
+// Load reads a queued record. The caller must not change its body. The error is ErrNotFound if it isn't queued, or isn't any
+// more; anything else means that the store can't be read.
+func (o *Outbox) Load(seq uint64) (Record, error) {
+	value, state, err := o.read(seq)
+	if err != nil {
+		return Record{}, err
+	}
+	r, err := decodeRecord(value)
+	if err != nil {
+		return Record{}, fmt.Errorf("load record %d from %s: %w", seq, o.st.Path(), err)
+	}
+	r.Seq = seq
+	if state != nil {
+		s, err := decodeState(state)
+		if err != nil {
+			return Record{}, fmt.Errorf("load record %d from %s: delivery state: %w", seq, o.st.Path(), err)
+		}
+		r.Attempts, r.Next, r.LastError = s.attempts, s.next, s.lastError
+	}
+	return r, nil
+}
+
+// read returns a queued record as it is stored, and its delivery state, nil if it has none.
+func (o *Outbox) read(seq uint64) (value, state []byte, err error) {
+	o.mu.Lock()
+	queued, tried := o.queued(seq), o.items[seq].tried
+	value = o.cache.values[seq]
+	o.mu.Unlock()
+	if !queued {
+		return nil, nil, ErrNotFound
+	}
+	if value != nil && !tried {
+		return value, nil, nil
+	}
+	err = o.st.View(func(v *store.View) error {
+		value = bytes.Clone(v.Get(recordsBucket, key(seq)))
+		state = bytes.Clone(v.Get(stateBucket, key(seq)))
+		return nil
+	})
+	if err == nil && value == nil {
+		err = ErrNotFound
+	}
+	return value, state, err
+}
+
+// Remove takes a delivered record out of the queue. It joins a flush that is needed anyway, or one after 50 ms; if the
+// broker is killed before that, the record is queued again. The commit's error is ErrNotFound if the record isn't queued.
+func (o *Outbox) Remove(seq uint64) *Commit {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.queued(seq) {
+		return store.Completed(ErrNotFound)
+	}
+	return o.leave(seq, nil)
+}
+
+// leave takes a record out of the queue, to the dead letters if dead isn't nil.
+func (o *Outbox) leave(seq uint64, dead []byte) *Commit {
+	it := o.items[seq]
+	it.leaving = true
+	o.items[seq] = it
+	ops := make([]store.Op, 1, 3)
+	ops[0] = store.Op{Bucket: recordsBucket, Key: key(seq)}
+	if it.tried {
+		ops = append(ops, store.Op{Bucket: stateBucket, Key: ops[0].Key})
+	}
+	if dead != nil {
+		ops = append(ops, store.Op{Bucket: deadBucket, Key: ops[0].Key, Value: dead})
+	}
+	return o.st.Do(store.Request{Ops: ops, Lazy: true, Applied: func(err error) { o.left(err, seq, dead) }})
+}
+
+func (o *Outbox) left(err error, seq uint64, dead []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	it := o.items[seq]
+	if err != nil {
+		it.leaving = false
+		o.items[seq] = it
+		return
+	}
+	delete(o.items, seq)
+	o.cache.drop(seq)
+	a := o.accounts[it.account]
+	a.leave(int64(it.size))
+	o.total.leave(int64(it.size))
+	a.order.trim(a.records, o.present)
+	if dead != nil {
+		a.bury(recordSize(dead))
+		o.total.bury(recordSize(dead))
+	}
+	o.noticeSpace()
+}
+
+func (o *Outbox) present(seq uint64) bool {
+	_, ok := o.items[seq]
+	return ok
+}
+
+// Reschedule notes a failed attempt. It is as lazy as Remove; if the broker is killed before the flush, the attempt is
+// forgotten. The commit's error is ErrNotFound if the record isn't queued.
+func (o *Outbox) Reschedule(seq uint64, attempts int, next time.Time, lastError string) *Commit {
+	value := encodeState(deliveryState{attempts: max(attempts, 0), next: next, lastError: clip(lastError, maxLastError)})
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.queued(seq) {
+		return store.Completed(ErrNotFound)
+	}
+	it := o.items[seq]
+	it.tried = true
+	o.items[seq] = it
+	return o.st.Do(store.Request{Ops: []store.Op{{Bucket: stateBucket, Key: key(seq), Value: value}}, Lazy: true})
+}
+
+// Bury moves a record to the dead letters, in one step: it is never in both places, nor in none. Of d, it takes what
+// concerns the last attempt: Reason, Status, Response, Buried, Attempts and LastError; the record is the stored one. It is
+// as lazy as Remove. The commit's error is ErrNotFound if the record isn't queued.
+func (o *Outbox) Bury(seq uint64, d DeadLetter) *Commit {
+	value, _, err := o.read(seq)
+	if err != nil {
+		return store.Completed(err)
+	}
+	if d.Buried.IsZero() {
+		d.Buried = o.o.Now()
+	}
+	d.Status, d.Attempts = max(d.Status, 0), max(d.Attempts, 0)
+	d.Reason, d.LastError = clip(d.Reason, maxLastError), clip(d.LastError, maxLastError)
+	d.Response = d.Response[:min(len(d.Response), maxResponse)]
+	dead := encodeDead(&d, value)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.queued(seq) {
+		return store.Completed(ErrNotFound)
+	}
+	return o.leave(seq, dead)
+}

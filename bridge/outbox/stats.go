@@ -1,0 +1,133 @@
+package outbox
+
+import (
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Usage is what is stored for one destination, or for all.
+type Usage struct {
+	Records     int
+	Bytes       int64     // of the queued records, those included that wait for their flush
+	Limit       int64     // on Bytes, or for all on Bytes and DeadBytes; 0: none
+	Oldest      time.Time // when the oldest queued record was queued; zero: there is none
+	DeadLetters int
+	DeadBytes   int64
+}
+
+// Stats is the state of an outbox.
+type Stats struct {
+	Usage
+	Destinations map[string]Usage // all that had something since the outbox was opened
+}
+
+// Stats counts; it doesn't read the store and is quick however much is queued.
+func (o *Outbox) Stats() Stats {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s := Stats{
+		Usage:        o.total.usage(o.o.MaxBytes),
+		Destinations: make(map[string]Usage, len(o.accounts)),
+	}
+	for _, a := range o.accounts {
+		u := a.usage(o.limitOf(a.name))
+		if seq, ok := a.order.first(o.present); ok {
+			u.Oldest = time.UnixMilli(o.items[seq].queued).UTC()
+			if s.Oldest.IsZero() || u.Oldest.Before(s.Oldest) {
+				s.Oldest = u.Oldest
+			}
+		}
+		s.Destinations[a.name] = u
+	}
+	return s
+}
+
+func (a *account) usage(limit int64) Usage {
+	return Usage{Records: a.records, Bytes: a.bytes, Limit: max(limit, 0), DeadLetters: a.dead, DeadBytes: a.deadBytes}
+}
+
+var (
+	recordsDesc   = desc("records", "Records queued.", "destination")
+	bytesDesc     = desc("bytes", "Bytes of the records queued.", "destination")
+	oldestDesc    = desc("oldest_seconds", "Age of the oldest record queued; 0: none.", "destination")
+	deadDesc      = desc("dead_letters", "Dead letters kept.", "destination")
+	deadBytesDesc = desc("dead_letter_bytes", "Bytes of the dead letters kept.", "destination")
+	limitDesc     = desc("limit_bytes", "Cap on the bytes of queued records and dead letters together; 0: none.")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("throughline_outbox_"+name, help, labels, nil)
+}
+
+// metrics counts refusals and reports the stats when it is collected.
+type metrics struct {
+	o       *Outbox
+	refused map[string]prometheus.Counter // by cap
+	vec     *prometheus.CounterVec
+}
+
+// The caps, as a metric's label.
+const (
+	capTotal       = "total"
+	capDestination = "destination"
+	capUnflushed   = "unflushed"
+)
+
+func newMetrics(r prometheus.Registerer, o *Outbox) (*metrics, error) {
+	m := &metrics{o: o, refused: make(map[string]prometheus.Counter)}
+	m.vec = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "throughline_outbox_refused_total",
+		Help: "Appends that were refused, by the cap they would have passed.",
+	}, []string{"cap"})
+	for _, c := range []string{capTotal, capDestination, capUnflushed} {
+		m.refused[c] = m.vec.WithLabelValues(c)
+	}
+	if r == nil {
+		return m, nil
+	}
+	return m, r.Register(m)
+}
+
+func (m *metrics) refuse(e *FullError) {
+	switch {
+	case e.Unflushed:
+		m.refused[capUnflushed].Inc()
+	case e.Destination != "":
+		m.refused[capDestination].Inc()
+	default:
+		m.refused[capTotal].Inc()
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	m.vec.Describe(ch)
+	for _, d := range []*prometheus.Desc{recordsDesc, bytesDesc, oldestDesc, deadDesc, deadBytesDesc, limitDesc} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	m.vec.Collect(ch)
+	s := m.o.Stats()
+	now := m.o.o.Now()
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	gauge(limitDesc, float64(s.Limit))
+	for name, u := range s.Destinations {
+		name = strings.ToValidUTF8(name, "\uFFFD") // no label value otherwise
+		gauge(recordsDesc, float64(u.Records), name)
+		gauge(bytesDesc, float64(u.Bytes), name)
+		age := 0.0
+		if !u.Oldest.IsZero() {
+			age = max(0, now.Sub(u.Oldest).Seconds())
+		}
+		gauge(oldestDesc, age, name)
+		gauge(deadDesc, float64(u.DeadLetters), name)
+		gauge(deadBytesDesc, float64(u.DeadBytes), name)
+	}
+}
