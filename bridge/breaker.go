@@ -1,0 +1,93 @@
+package bridge
+
+import (
+	"math/bits"
+	"time"
+)
+
+const (
+	// breakerRow failures in a row open the breaker, and so do half of the
+	// last breakerWindow attempts.
+	breakerRow    = 5
+	breakerWindow = 20
+	// poisonRow poison answers in a row over distinct lanes are a bad deploy
+	// rather than bad records.
+	poisonRow = 5
+	// probeEvery is how soon a destination is tried again that fails, so that
+	// its return is noticed within that time.
+	probeEvery = 2 * time.Second
+	// slowProbeEvery is for a destination that answers, but wants something
+	// else of us (a token, another address): somebody has to act first.
+	slowProbeEvery = 30 * time.Second
+)
+
+// breaker tells whether a destination is worth trying. Closed, everything that
+// is due goes out. Open, one record at a time goes out as a probe, and what
+// waits consumes no attempt. It is not safe for concurrent use.
+type breaker struct {
+	open     Class               // why it is open; "": closed
+	last     Class               // of the last failure
+	failures int                 // retry and configuration answers in a row
+	window   uint32              // the last attempts, 1 bit each, set: failed
+	refused  map[string]struct{} // lanes (seq for a record without one) with poison answers in a row
+	started  time.Time           // the last attempt
+	until    time.Time           // the destination asked for quiet until then (Retry-After)
+}
+
+// record takes an attempt's outcome in. who names the record's lane.
+func (b *breaker) record(c Class, who string, quiet time.Time) {
+	if c != Poison {
+		b.refused = nil
+	}
+	switch c {
+	case Success:
+		if b.open != "" {
+			b.window = 0
+		}
+		b.open, b.last, b.failures, b.until = "", "", 0, time.Time{}
+		b.window <<= 1
+	case Poison: // it answers, so it is neither down nor gone
+		if b.open != Poison {
+			b.open, b.failures, b.window, b.until = "", 0, 0, time.Time{}
+		}
+		if b.refused == nil {
+			b.refused = map[string]struct{}{}
+		}
+		if len(b.refused) < poisonRow {
+			b.refused[who] = struct{}{}
+		}
+		if len(b.refused) == poisonRow {
+			b.open, b.last = Poison, Poison
+		}
+	case Gone:
+		b.open, b.last = Gone, Gone
+	case Retry, Configuration:
+		b.failures++
+		b.window = b.window<<1 | 1
+		b.last = c
+		if quiet.After(b.until) {
+			b.until = quiet
+		}
+		failed := bits.OnesCount32(b.window & (1<<breakerWindow - 1))
+		if b.open != "" || b.failures >= breakerRow || failed >= breakerWindow/2 {
+			b.open = c
+		}
+	}
+}
+
+// probe tells when the next attempt is worth making although nothing is due;
+// ok is false while the destination is not failing.
+func (b *breaker) probe() (at time.Time, ok bool) {
+	if b.open == "" && b.failures == 0 {
+		return time.Time{}, false
+	}
+	every := probeEvery
+	if b.last == Configuration || b.last == Gone {
+		every = slowProbeEvery
+	}
+	at = b.started.Add(every)
+	if b.until.After(at) {
+		at = b.until
+	}
+	return at, true
+}

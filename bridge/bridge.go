@@ -1,0 +1,272 @@
+// Package bridge sends what the outbox holds to its destinations over HTTP, at
+// least once and in order per lane, with the trace context that each record
+// was stored with. DESIGN.md beside it says how.
+//
+// It knows nothing of MQTT, of rules, or of how records are stored: a record's
+// body, lane and trace context are opaque but for the one JSON field that
+// carries the trace on.
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/throughline-mqtt/throughline/bridge/outbox"
+	"github.com/throughline-mqtt/throughline/tracectx"
+)
+
+// The durable queue's types, so that callers of this package need no other.
+type (
+	// Record is one delivery that is owed.
+	Record = outbox.Record
+	// Ref is what is known of a record that waits.
+	Ref = outbox.Ref
+	// DeadLetter is a record that was given up.
+	DeadLetter = outbox.DeadLetter
+	// Commit is done when a change is on disk.
+	Commit = outbox.Commit
+)
+
+// ErrFull is what Append's error is when the queue has no room.
+var ErrFull = outbox.ErrFull
+
+// Queue is the durable queue as far as deliveries need it. Its methods are
+// called from several goroutines at once and don't wait for the disk. The
+// commits of Remove, Reschedule and Bury are not waited for: if one is lost in a
+// crash, its record is sent again.
+type Queue interface {
+	// Append stores records, all or none.
+	Append(recs []Record) (*Commit, error)
+	// Watch calls fn with everything stored before it returns, and then with
+	// what each commit adds, in Seq order, never twice at a time. fn does not
+	// block. It is called once. After an error not everything was announced.
+	Watch(fn func(refs []Ref)) error
+	// Load returns a stored record, or an error that is outbox.ErrNotFound.
+	Load(seq uint64) (Record, error)
+	// Remove takes out a record that was delivered.
+	Remove(seq uint64) *Commit
+	// Reschedule notes a failed attempt.
+	Reschedule(seq uint64, attempts int, next time.Time, lastError string) *Commit
+	// Bury moves a record to the dead letters.
+	Bury(seq uint64, d DeadLetter) *Commit
+}
+
+// Destination is where records go. It is not changed once it was handed over.
+type Destination struct {
+	Name, URL, Method string // Method "" is POST
+	// Headers go with every attempt. They can't replace webhook-id,
+	// webhook-timestamp, X-Throughline-Attempt and the trace headers.
+	Headers map[string]string
+	// TraceBody says where in the JSON body the trace context goes.
+	TraceBody TraceFields
+	// TraceHeaders sends the trace context as headers too.
+	TraceHeaders bool
+	// Concurrency bounds the attempts under way at a time; 0: 16.
+	Concurrency int
+	// Timeout bounds an attempt, from the connection to the answer's end; 0: 10 s.
+	Timeout time.Duration
+	// MaxAge is how long after it was queued a record is given up; 0: 24 h.
+	MaxAge time.Duration
+}
+
+// TraceFields are the paths of the members that carry sw8 and sw8-correlation,
+// dots between nested names; "" is nowhere.
+type TraceFields = tracectx.Fields
+
+const (
+	defaultConcurrency = 16
+	defaultTimeout     = 10 * time.Second
+	defaultMaxAge      = 24 * time.Hour
+)
+
+// Options are the parts a Bridge is made of. Queue and Tracer are required.
+type Options struct {
+	Queue  Queue
+	Tracer tracectx.Tracer
+	// Sender sends for all destinations; nil: over HTTP, with connections of
+	// its own for each destination.
+	Sender     Sender
+	Logger     *slog.Logger          // nil: no log
+	Registerer prometheus.Registerer // nil: no metrics
+	Schedule   Schedule              // zero: the default one
+	// Rand yields the jitter, values in [0, 1), and is safe for concurrent
+	// use; nil: random.
+	Rand func() float64
+}
+
+// Bridge forwards records to destinations. Its methods are safe for concurrent use.
+type Bridge struct {
+	queue    Queue
+	tracer   tracectx.Tracer
+	sender   Sender
+	log      *slog.Logger
+	metrics  *metrics
+	schedule Schedule
+	random   func() float64
+
+	attempts sync.WaitGroup  // the goroutines that make them
+	ctx      context.Context // of all attempts
+	cancel   context.CancelFunc
+
+	watch sync.Once
+
+	mu         sync.Mutex // before a forwarder's
+	forwarders map[string]*forwarder
+	stopped    bool
+}
+
+// New returns a Bridge that sends nothing until SetDestinations was called. It
+// fails if metrics of these names are registered already.
+func New(o Options) (*Bridge, error) {
+	if o.Queue == nil || o.Tracer == nil {
+		return nil, errors.New("bridge: a queue and a tracer are required")
+	}
+	m, err := newMetrics(o.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("bridge: register metrics: %w", err)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	b := &Bridge{
+		queue:      o.Queue,
+		tracer:     o.Tracer,
+		sender:     o.Sender,
+		log:        o.Logger,
+		metrics:    m,
+		schedule:   o.Schedule.orDefault(),
+		random:     randomOrDefault(o.Rand),
+		forwarders: map[string]*forwarder{},
+	}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	return b, nil
+}
+
+// Append stores records; they are sent once they are on disk. The error is
+// ErrFull when there is no room. It does not wait for the disk: the commit can
+// be waited for.
+func (b *Bridge) Append(recs []Record) (*Commit, error) { return b.queue.Append(recs) }
+
+// SetDestinations replaces all destinations at once; the first call starts the
+// deliveries. Records of a destination whose definition changed are due at
+// once. Records of one that is gone, or whose URL can't be used (which is
+// logged), are held until it returns or they reach their max age.
+func (b *Bridge) SetDestinations(ds []Destination) {
+	b.define(ds)
+	b.watch.Do(func() {
+		if err := b.queue.Watch(b.take); err != nil {
+			b.log.Error("stored records can't be read, not all will be sent before a restart", "error", err)
+		}
+	})
+}
+
+func (b *Bridge) define(ds []Destination) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	routes := make(map[string]*route, len(ds))
+	for _, d := range ds {
+		r, err := newRoute(d)
+		if err != nil {
+			b.log.Error("destination can't be used, its records are held", "destination", d.Name, "error", err)
+			continue
+		}
+		routes[d.Name] = r
+	}
+	for name, f := range b.forwarders {
+		switch r := routes[name]; {
+		case r == nil && f.retire():
+			delete(b.forwarders, name)
+		case r != nil:
+			f.define(r)
+			delete(routes, name)
+		}
+	}
+	for name, r := range routes {
+		b.forwarder(name).define(r)
+	}
+}
+
+// take accepts records that are on disk.
+func (b *Bridge) take(refs []Ref) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for len(refs) > 0 {
+		name, n := refs[0].Destination, 1
+		for n < len(refs) && refs[n].Destination == name {
+			n++
+		}
+		b.forwarder(name).add(refs[:n])
+		refs = refs[n:]
+	}
+}
+
+// forwarder returns the forwarder of that name, a new one if need be. The
+// caller holds b.mu.
+func (b *Bridge) forwarder(name string) *forwarder {
+	f, ok := b.forwarders[name]
+	if !ok {
+		f = newForwarder(b, name)
+		b.forwarders[name] = f
+	}
+	return f
+}
+
+// Stop starts no further attempts and waits for those under way. When ctx ends
+// first they are cut off, and the error says how many; their records stay in
+// the queue, like all that is not done. The queue must outlive the call.
+func (b *Bridge) Stop(ctx context.Context) error {
+	b.mu.Lock()
+	b.stopped = true
+	for _, f := range b.forwarders {
+		f.stop()
+	}
+	b.mu.Unlock()
+	defer b.cancel()
+
+	done := make(chan struct{})
+	go func() {
+		b.attempts.Wait()
+		close(done)
+	}()
+	var err error
+	select {
+	case <-done:
+	case <-ctx.Done():
+		n := b.underWay()
+		b.cancel()
+		select {
+		case <-done:
+		case <-time.After(cutOff):
+		}
+		err = fmt.Errorf("stop deliveries: %d attempts cut off: %w", n, ctx.Err())
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, f := range b.forwarders {
+		f.close()
+	}
+	return err
+}
+
+// cutOff is how long a sender may take to notice that its context ended.
+const cutOff = time.Second
+
+func (b *Bridge) underWay() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := 0
+	for _, f := range b.forwarders {
+		n += f.underWay()
+	}
+	return n
+}
+
+// same reports whether two definitions are the same.
+func (d Destination) same(e Destination) bool { return reflect.DeepEqual(d, e) }

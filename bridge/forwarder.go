@@ -1,0 +1,430 @@
+package bridge
+
+import (
+	"errors"
+	"log/slog"
+	"math"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/throughline-mqtt/throughline/bridge/outbox"
+)
+
+// forwarder sends the records of one destination. Its goroutines are the
+// attempts under way, as many as the destination's concurrency at most; what
+// waits has none.
+type forwarder struct {
+	bridge *Bridge
+	name   string
+	log    *slog.Logger
+	meters *meters
+
+	mu      sync.Mutex // never held while the queue or the sender is called
+	route   *route     // nil: not defined, its records are held
+	maxAge  time.Duration
+	lanes   lanes
+	breaker breaker
+	notices notices
+	active  int // goroutines
+	stopped bool
+
+	timer *time.Timer
+	armed time.Time // when the timer fires; zero: it doesn't
+	sweep time.Time // when to look for records past their max age next
+}
+
+func newForwarder(b *Bridge, name string) *forwarder {
+	return &forwarder{
+		bridge:  b,
+		name:    name,
+		log:     b.log.With("destination", name),
+		meters:  b.metrics.destination(name),
+		maxAge:  defaultMaxAge,
+		stopped: b.stopped,
+	}
+}
+
+// ownFailureWait is how long a record waits that the queue can't read.
+const ownFailureWait = 5 * time.Second
+
+// define sets where the records go, and starts afresh if that has changed.
+func (f *forwarder) define(r *route) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.route != nil {
+		if f.route.def.same(r.def) {
+			return
+		}
+		f.closeSender()
+	}
+	if r.sender = f.bridge.sender; r.sender == nil {
+		r.sender = newHTTPSender(r.limit)
+	}
+	f.route, f.maxAge = r, r.maxAge
+	f.breaker, f.notices = breaker{}, notices{}
+	f.meters.open.Set(0)
+	f.meters.held.Set(0)
+	f.sweep = time.Time{}
+	f.lanes.wakeAll()
+	f.dispatch(time.Now())
+}
+
+// retire takes the definition away. It reports true if no record is left, and
+// then the forwarder is of no use any more.
+func (f *forwarder) retire() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.route != nil {
+		f.closeSender()
+		f.route = nil
+		f.breaker, f.notices = breaker{}, notices{}
+		f.meters.open.Set(0)
+	}
+	if f.lanes.records == 0 {
+		f.stopLocked()
+		f.meters.forget()
+		return true
+	}
+	f.hold()
+	return false
+}
+
+// hold tells that there are records without a definition.
+func (f *forwarder) hold() {
+	f.meters.held.Set(float64(f.lanes.records))
+	if _, ok := f.notices.worth("held", time.Now()); ok {
+		f.log.Error("destination is not defined, its records are held", "records", f.lanes.records)
+	}
+}
+
+// add accepts committed records, in Seq order.
+func (f *forwarder) add(refs []Ref) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range refs {
+		// r.Next is left aside: it is only set on what was stored before a
+		// restart, and what it waited for may be over. The breaker keeps a
+		// destination that still fails from being flooded.
+		f.lanes.push(r.Lane, r.Ordered, pending{
+			seq:      r.Seq,
+			queued:   r.Queued.UnixMilli(),
+			attempts: uint32(min(max(r.Attempts, 0), math.MaxInt32)),
+		})
+	}
+	if f.route == nil {
+		f.hold()
+	}
+	f.dispatch(time.Now())
+}
+
+func (f *forwarder) stop() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stopLocked()
+}
+
+func (f *forwarder) stopLocked() {
+	f.stopped = true
+	if f.timer != nil {
+		f.timer.Stop()
+	}
+}
+
+func (f *forwarder) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.route != nil {
+		f.closeSender()
+	}
+}
+
+// closeSender lets go of idle connections; attempts under way are not touched.
+func (f *forwarder) closeSender() {
+	if s, ok := f.route.sender.(*httpSender); ok {
+		s.close()
+	}
+}
+
+func (f *forwarder) underWay() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.active
+}
+
+// job is a lane whose head is to be sent, or to be given up.
+type job struct {
+	lane    *lane
+	route   *route // nil if expired
+	expired bool
+}
+
+// choose takes the next job out of the lanes. The caller holds f.mu.
+func (f *forwarder) choose(now time.Time) (job, bool) {
+	if f.stopped {
+		return job{}, false
+	}
+	if f.lanes.overdue.len() > 0 {
+		return job{lane: f.lanes.overdue.pop(), expired: true}, true
+	}
+	if f.route == nil {
+		return job{}, false
+	}
+	f.lanes.wake(now)
+	var l *lane
+	if f.breaker.open == "" {
+		l = f.lanes.next()
+	}
+	if l == nil {
+		if at, failing := f.breaker.probe(); failing && !now.Before(at) {
+			if l = f.lanes.next(); l == nil {
+				l = f.lanes.earliest()
+			}
+		}
+	}
+	if l == nil {
+		return job{}, false
+	}
+	if l.head.queued < f.cutoff(now) {
+		return job{lane: l, expired: true}, true
+	}
+	f.breaker.started = now
+	return job{lane: l, route: f.route}, true
+}
+
+// cutoff is the time, in Unix milliseconds, before which a record was queued
+// that is past its max age.
+func (f *forwarder) cutoff(now time.Time) int64 { return now.Add(-f.maxAge).UnixMilli() }
+
+// dispatch starts as many goroutines as there is work and room for, and sets
+// the timer for what is not due yet. The caller holds f.mu.
+func (f *forwarder) dispatch(now time.Time) {
+	if f.stopped || f.lanes.idle() {
+		return
+	}
+	if !now.Before(f.sweep) {
+		f.lanes.retire(f.cutoff(now))
+		f.sweep = now.Add(min(max(f.maxAge/10, time.Second), time.Minute))
+	}
+	limit := 1 // held records only expire
+	if f.route != nil {
+		limit = f.route.limit
+	}
+	for f.active < limit {
+		j, ok := f.choose(now)
+		if !ok {
+			break
+		}
+		f.active++
+		f.bridge.attempts.Go(func() { f.run(j) })
+	}
+	f.arm(now)
+}
+
+// arm sets the timer for the next thing that becomes due. The caller holds f.mu.
+func (f *forwarder) arm(now time.Time) {
+	if f.lanes.idle() {
+		return
+	}
+	at := f.sweep
+	if f.route != nil {
+		if w := f.lanes.waiting; f.breaker.open == "" && len(w) > 0 && w[0].due.Before(at) {
+			at = w[0].due
+		}
+		if probe, failing := f.breaker.probe(); failing && probe.Before(at) {
+			at = probe
+		}
+	}
+	if !at.After(now) { // due, but every goroutine is busy: the first to finish takes it
+		return
+	}
+	if !f.armed.IsZero() && !at.Before(f.armed) {
+		return
+	}
+	f.armed = at
+	if f.timer == nil {
+		f.timer = time.AfterFunc(at.Sub(now), f.tick)
+	} else {
+		f.timer.Reset(at.Sub(now))
+	}
+}
+
+func (f *forwarder) tick() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.armed = time.Time{}
+	f.dispatch(time.Now())
+}
+
+// run does jobs until there is none.
+func (f *forwarder) run(j job) {
+	for ok := true; ok; {
+		out := f.do(j)
+
+		f.mu.Lock()
+		now := time.Now()
+		switch {
+		case out.done:
+			f.lanes.advance(j.lane, f.cutoff(now))
+		case !j.expired && j.route != f.route: // it failed at what the destination was before
+			f.lanes.wait(j.lane, now)
+		default:
+			f.lanes.wait(j.lane, out.due)
+		}
+		if j, ok = f.choose(now); !ok {
+			f.active--
+		}
+		f.dispatch(now)
+		if f.route == nil {
+			f.meters.held.Set(float64(f.lanes.records))
+		}
+		f.mu.Unlock()
+	}
+}
+
+// outcome is what becomes of the lane's head.
+type outcome struct {
+	done bool      // it is out of the queue
+	due  time.Time // else: when it is tried again
+}
+
+// do makes one attempt, or gives an expired record up.
+func (f *forwarder) do(j job) outcome {
+	p := &j.lane.head
+	rec, err := f.bridge.queue.Load(p.seq)
+	if errors.Is(err, outbox.ErrNotFound) { // somebody purged it
+		return outcome{done: true}
+	}
+	if err != nil {
+		f.tell(slog.LevelError, "read record: "+err.Error(), "record can't be read, it stays in the queue", "seq", p.seq, "error", err)
+		return outcome{due: time.Now().Add(ownFailureWait)}
+	}
+	rec.Attempts = int(p.attempts) // what is stored may lag behind
+	if j.expired {
+		f.bury(p.seq, rec, ReasonExpired, Response{})
+		return outcome{done: true}
+	}
+
+	f.meters.inFlight.Inc()
+	a := f.attempt(j.route, &rec)
+	f.meters.inFlight.Dec()
+	if a.res.Err != nil && f.bridge.ctx.Err() != nil { // cut off by Stop: not an attempt
+		return outcome{due: time.Now()}
+	}
+	p.attempts++
+	rec.Attempts++
+	class := Classify(a.res.Status, a.res.Err)
+	f.meters.attempts[class].Inc()
+
+	if class == Success {
+		f.bridge.queue.Remove(p.seq)
+		f.meters.delivered(rec.Rule, a.carrier, time.Since(rec.Published).Seconds())
+		f.mu.Lock()
+		f.judge(class, j, Response{})
+		f.mu.Unlock()
+		return outcome{done: true}
+	}
+	return f.failed(class, j, rec, a)
+}
+
+// failed decides what becomes of a record after an attempt that was no success.
+func (f *forwarder) failed(class Class, j job, rec Record, a attempted) outcome {
+	p := &j.lane.head
+	text := failureText(a.res)
+	rec.LastError = text
+	level := slog.LevelWarn
+	if class != Retry {
+		level = slog.LevelError
+	}
+	f.tell(level, string(class)+": "+text, "delivery failed",
+		"class", string(class), "failure", text, "attempt", rec.Attempts,
+		"rule", rec.Rule, "webhook_id", rec.ID, "trace_id", a.traceID)
+
+	if class == Poison {
+		p.refused = min(p.refused+1, poisonAttempts)
+	}
+	f.mu.Lock()
+	before := f.breaker.open == ""
+	f.judge(class, j, a.res)
+	after := f.breaker.open == ""
+	f.mu.Unlock()
+
+	reason := ""
+	switch {
+	case class == Gone && before: // those after the first are kept
+		reason = ReasonGone
+	case class == Poison && p.refused == poisonAttempts && before && after: // else it is a bad deploy
+		reason = ReasonPoison
+	}
+	if reason != "" {
+		f.bury(p.seq, rec, reason, a.res)
+		return outcome{done: true}
+	}
+	wait := f.bridge.schedule.wait(class, rec.Attempts, f.bridge.random)
+	if class == Retry && a.res.RetryAfter > 0 {
+		wait = a.res.RetryAfter
+	}
+	due := time.Now().Add(wait)
+	f.bridge.queue.Reschedule(p.seq, rec.Attempts, due, text)
+	return outcome{due: due}
+}
+
+// judge tells the breaker of an attempt, and acts on it when it opens or
+// closes. The caller holds f.mu.
+func (f *forwarder) judge(class Class, j job, res Response) {
+	if j.route != f.route { // an attempt at what the destination was before
+		return
+	}
+	who := j.lane.key
+	if !j.lane.ordered {
+		who = strconv.FormatUint(j.lane.head.seq, 10)
+	}
+	before := f.breaker.open
+	var quiet time.Time
+	if class == Retry && res.RetryAfter > 0 {
+		quiet = time.Now().Add(res.RetryAfter)
+	}
+	f.breaker.record(class, who, quiet)
+	after := f.breaker.open
+	switch {
+	case before == after:
+	case after == "":
+		f.meters.open.Set(0)
+		f.lanes.wakeAll()
+		f.log.Info("destination answers again, what waited is due", "records", f.lanes.records)
+	default:
+		f.meters.open.Set(1)
+		f.closeSender() // probes get connections that are not from before
+		f.log.Error("destination fails, it is only probed until it answers",
+			"class", string(after), "failure", failureText(res), "records", f.lanes.records)
+	}
+}
+
+// bury makes a dead letter of a record.
+func (f *forwarder) bury(seq uint64, rec Record, reason string, res Response) {
+	f.bridge.queue.Bury(seq, DeadLetter{
+		Record:   rec,
+		Reason:   reason,
+		Buried:   time.Now(),
+		Status:   res.Status,
+		Response: res.Body,
+	})
+	f.meters.dead[reason].Inc()
+	f.tell(slog.LevelError, "dead letter: "+reason+": "+rec.LastError, "record is a dead letter",
+		"reason", reason, "failure", rec.LastError, "attempts", rec.Attempts,
+		"rule", rec.Rule, "webhook_id", rec.ID, "trace_id", rec.TraceID)
+}
+
+// tell logs what was not logged lately under this text.
+func (f *forwarder) tell(level slog.Level, text, message string, attrs ...any) {
+	f.mu.Lock()
+	unsaid, ok := f.notices.worth(text, time.Now())
+	f.mu.Unlock()
+	if !ok {
+		return
+	}
+	if unsaid > 0 {
+		attrs = append(attrs, "not_logged_before", unsaid)
+	}
+	f.log.Log(f.bridge.ctx, level, message, attrs...)
+}

@@ -1,0 +1,202 @@
+package bridge
+
+import (
+	"container/heap"
+	"slices"
+	"time"
+)
+
+// pending is all that is kept in memory of a record that waits.
+type pending struct {
+	seq      uint64
+	queued   int64  // Unix milliseconds
+	attempts uint32 // those made
+	refused  uint8  // poison answers, forgotten at a restart; 3 at most
+}
+
+// lane is the records of one lane key, or one record without a lane. Its head
+// is the only one that may be attempted. A lane is in exactly one place: the
+// ready ones, the waiting ones, the overdue ones, or in somebody's hands.
+type lane struct {
+	key     string
+	ordered bool // false: a record without a lane, in no map
+	head    pending
+	rest    fifo[pending]
+	due     time.Time // while it waits
+}
+
+// lanes holds the records of one destination that are not done. It knows
+// neither time nor policy, and is not safe for concurrent use.
+type lanes struct {
+	byKey   map[string]*lane
+	fresh   fifo[pending] // records without a lane that have not failed since the start
+	ready   fifo[*lane]
+	waiting laneHeap // whose head failed, by due time
+	overdue fifo[*lane]
+	records int // all of them, those being attempted too
+}
+
+// push takes a record in. Records must come in Seq order.
+func (ls *lanes) push(key string, ordered bool, p pending) {
+	ls.records++
+	if !ordered {
+		ls.fresh.push(p)
+		return
+	}
+	if l, ok := ls.byKey[key]; ok {
+		l.rest.push(p)
+		return
+	}
+	l := &lane{key: key, ordered: true, head: p}
+	if ls.byKey == nil {
+		ls.byKey = map[string]*lane{}
+	}
+	ls.byKey[key] = l
+	ls.ready.push(l)
+}
+
+// next takes a ready lane out, nil if there is none. Lanes take turns; between
+// them and the records without a lane the older record is first.
+func (ls *lanes) next() *lane {
+	fresh, ready := ls.fresh.len() > 0, ls.ready.len() > 0
+	switch {
+	case ready && (!fresh || ls.ready.front().head.seq < ls.fresh.front().seq):
+		return ls.ready.pop()
+	case fresh:
+		return &lane{head: ls.fresh.pop()}
+	}
+	return nil
+}
+
+// earliest takes out the lane that is due first among the waiting ones, due or
+// not; nil if there is none.
+func (ls *lanes) earliest() *lane {
+	if len(ls.waiting) == 0 {
+		return nil
+	}
+	return heap.Pop(&ls.waiting).(*lane)
+}
+
+// idle reports whether there is nothing to take out.
+func (ls *lanes) idle() bool {
+	return ls.fresh.len()+ls.ready.len()+ls.overdue.len()+len(ls.waiting) == 0
+}
+
+// wait puts a lane back whose head is to be tried again at due.
+func (ls *lanes) wait(l *lane, due time.Time) {
+	l.due = due
+	heap.Push(&ls.waiting, l)
+}
+
+// wake makes the lanes ready that are due at now.
+func (ls *lanes) wake(now time.Time) {
+	for len(ls.waiting) > 0 && !ls.waiting[0].due.After(now) {
+		ls.ready.push(heap.Pop(&ls.waiting).(*lane))
+	}
+}
+
+// wakeAll makes all waiting lanes ready, the earliest due first.
+func (ls *lanes) wakeAll() {
+	for len(ls.waiting) > 0 {
+		ls.ready.push(heap.Pop(&ls.waiting).(*lane))
+	}
+}
+
+// advance puts a lane back whose head is done with: overdue if the next record
+// was queued before cutoff, else ready. A lane without further records is
+// forgotten.
+func (ls *lanes) advance(l *lane, cutoff int64) {
+	ls.records--
+	if l.rest.len() > 0 {
+		l.head = l.rest.pop()
+		if l.head.queued < cutoff {
+			ls.overdue.push(l)
+		} else {
+			ls.ready.push(l)
+		}
+		return
+	}
+	if l.ordered {
+		delete(ls.byKey, l.key)
+	}
+}
+
+// retire makes the lanes overdue whose head was queued before cutoff (Unix
+// milliseconds).
+func (ls *lanes) retire(cutoff int64) {
+	for ls.fresh.len() > 0 && ls.fresh.front().queued < cutoff {
+		ls.overdue.push(&lane{head: ls.fresh.pop()})
+	}
+	out := func(l *lane) bool {
+		if l.head.queued >= cutoff {
+			return false
+		}
+		ls.overdue.push(l)
+		return true
+	}
+	ls.ready.drop(out)
+	ls.waiting = slices.DeleteFunc(ls.waiting, out)
+	heap.Init(&ls.waiting)
+}
+
+// fifo is a first-in first-out queue.
+type fifo[T any] struct {
+	items []T
+	head  int // items before it are gone
+}
+
+func (f *fifo[T]) len() int { return len(f.items) - f.head }
+
+// front returns the first element; there must be one.
+func (f *fifo[T]) front() T { return f.items[f.head] }
+
+func (f *fifo[T]) push(v T) {
+	if len(f.items) == cap(f.items) && f.head > len(f.items)/2 {
+		kept := copy(f.items, f.items[f.head:])
+		clear(f.items[kept:])
+		f.items, f.head = f.items[:kept], 0
+	}
+	f.items = append(f.items, v)
+}
+
+// pop takes the first element out; there must be one.
+func (f *fifo[T]) pop() T {
+	var zero T
+	v := f.items[f.head]
+	f.items[f.head] = zero // what it points to can be collected
+	f.head++
+	if f.head == len(f.items) {
+		f.items, f.head = f.items[:0], 0
+		if cap(f.items) > 4096 { // the room a backlog took is given back
+			f.items = nil
+		}
+	}
+	return v
+}
+
+// drop takes out the elements for which it says so, in order.
+func (f *fifo[T]) drop(out func(T) bool) {
+	kept := f.items[:0]
+	for _, v := range f.items[f.head:] {
+		if !out(v) {
+			kept = append(kept, v)
+		}
+	}
+	clear(f.items[len(kept):])
+	f.items, f.head = kept, 0
+}
+
+// laneHeap is a container/heap of lanes by due time.
+type laneHeap []*lane
+
+func (h laneHeap) Len() int           { return len(h) }
+func (h laneHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
+func (h laneHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *laneHeap) Push(v any)        { *h = append(*h, v.(*lane)) }
+func (h *laneHeap) Pop() any {
+	old := *h
+	l := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	return l
+}

@@ -1,0 +1,92 @@
+package bridge
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestFIFO(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	var f fifo[int]
+	var want []int
+	for n := range 200_000 {
+		switch k := rng.IntN(1000); {
+		case k < 500 || f.len() == 0:
+			f.push(n)
+			want = append(want, n)
+		case k < 999:
+			if got := f.pop(); got != want[0] {
+				t.Fatalf("popped %d, want %d", got, want[0])
+			}
+			want = want[1:]
+		default:
+			odd := func(v int) bool { return v%2 == 1 }
+			f.drop(odd)
+			want = slices.DeleteFunc(want, odd)
+		}
+		if f.len() != len(want) || len(want) > 0 && f.front() != want[0] {
+			t.Fatalf("%d elements, want %d", f.len(), len(want))
+		}
+	}
+	if slack := cap(f.items); slack > 8*len(want)+64 {
+		t.Errorf("room for %d elements with %d in it", slack, len(want))
+	}
+}
+
+// Whatever happens to lanes, each record comes out once, in its lane's order,
+// and nothing is kept of a lane that is empty.
+func TestLanes(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	keys := []string{"", "a", "b", "c", "d", "e"} // "": no lane
+	var ls lanes
+	now := time.Now()
+	var flying []*lane
+	last := map[string]uint64{}
+	const records = 20_000
+	pushed, done := uint64(0), 0
+	for done < records {
+		switch k := rng.IntN(10); {
+		case k < 3 && pushed < records:
+			key := keys[rng.IntN(len(keys))]
+			pushed++
+			ls.push(key, key != "", pending{seq: pushed, queued: int64(pushed)})
+		case k < 6:
+			l := ls.next()
+			if l == nil {
+				l = ls.earliest()
+			}
+			if l == nil && ls.overdue.len() > 0 {
+				l = ls.overdue.pop()
+			}
+			if l != nil {
+				flying = append(flying, l)
+			}
+		case k < 9 && len(flying) > 0:
+			i := rng.IntN(len(flying))
+			l := flying[i]
+			flying = slices.Delete(flying, i, i+1)
+			if rng.IntN(3) == 0 {
+				ls.wait(l, now.Add(time.Duration(rng.IntN(100))*time.Second))
+				break
+			}
+			if l.ordered && l.head.seq <= last[l.key] {
+				t.Fatalf("lane %s: record %d after %d", l.key, l.head.seq, last[l.key])
+			}
+			last[l.key] = l.head.seq
+			ls.advance(l, int64(pushed)-500)
+			done++
+		case rng.IntN(50) == 0:
+			ls.retire(int64(pushed) - 500)
+		case rng.IntN(10) == 0:
+			now = now.Add(30 * time.Second)
+			ls.wake(now)
+		case rng.IntN(200) == 0:
+			ls.wakeAll()
+		}
+	}
+	if !ls.idle() || ls.records != 0 || len(ls.byKey) != 0 {
+		t.Errorf("%d records, %d lanes left", ls.records, len(ls.byKey))
+	}
+}

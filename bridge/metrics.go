@@ -1,0 +1,134 @@
+package bridge
+
+import (
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Reasons for a dead letter, as they stand in it and in the metrics.
+const (
+	ReasonPoison  = "poison"  // refused three times
+	ReasonGone    = "gone"    // answered with 410
+	ReasonExpired = "expired" // older than the destination's max_age
+)
+
+// Where the trace context of a delivered record went.
+const (
+	carrierBody    = "body"    // into the agreed field; into the headers too if so configured
+	carrierHeaders = "headers" // into the headers alone
+	carrierNone    = "none"    // nowhere: the trace ends here
+)
+
+// metrics are those of all destinations. Their labels are bounded: rule and
+// destination names, classes and reasons.
+type metrics struct {
+	attempts    *prometheus.CounterVec
+	deliveries  *prometheus.CounterVec
+	dead        *prometheus.CounterVec
+	inFlight    *prometheus.GaugeVec
+	open        *prometheus.GaugeVec
+	held        *prometheus.GaugeVec
+	replaced    *prometheus.CounterVec
+	undecodable *prometheus.CounterVec
+	latency     *prometheus.HistogramVec
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "throughline_" + name, Help: help}, labels)
+	}
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "throughline_" + name, Help: help}, []string{"destination"})
+	}
+	m := &metrics{
+		attempts: counter("delivery_attempts_total",
+			"Attempts by what their outcome meant.", "destination", "class"),
+		deliveries: counter("deliveries_total",
+			"Records delivered, by where their trace context went (body, headers, none).", "rule", "destination", "carrier"),
+		dead: counter("delivery_dead_letters_total",
+			"Records given up, by reason.", "destination", "reason"),
+		inFlight: gauge("delivery_in_flight", "Attempts under way."),
+		open:     gauge("delivery_breaker_open", "1 while the destination is only probed, because it fails."),
+		held:     gauge("delivery_held_records", "Records kept for a destination that is not defined."),
+		replaced: counter("delivery_trace_field_replaced_total",
+			"Attempts whose body had a value where the trace context goes, which it replaced.", "destination"),
+		undecodable: counter("delivery_trace_undecodable_total",
+			"Attempts whose stored trace context could not be read, so that they began a new trace.", "destination"),
+		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "throughline_delivery_latency_seconds",
+			Help: "Time from the publish to the destination's 2xx.",
+			// From a loopback webhook to an outage of a day.
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 21600, 86400},
+		}, []string{"destination"}),
+	}
+	if reg == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.attempts, m.deliveries, m.dead, m.inFlight, m.open, m.held,
+		m.replaced, m.undecodable, m.latency} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// label makes a stored name fit for a label: with other than UTF-8 the metrics
+// package panics.
+func label(name string) string { return strings.ToValidUTF8(name, "\uFFFD") }
+
+// meters are the metrics of one destination.
+type meters struct {
+	all         *metrics
+	name        string
+	attempts    map[Class]prometheus.Counter
+	dead        map[string]prometheus.Counter
+	inFlight    prometheus.Gauge
+	open        prometheus.Gauge
+	held        prometheus.Gauge
+	replaced    prometheus.Counter
+	undecodable prometheus.Counter
+	latency     prometheus.Observer
+}
+
+// destination returns the metrics of one, all of them there from the start.
+func (m *metrics) destination(name string) *meters {
+	name = label(name)
+	d := &meters{
+		all:         m,
+		name:        name,
+		attempts:    map[Class]prometheus.Counter{},
+		dead:        map[string]prometheus.Counter{},
+		inFlight:    m.inFlight.WithLabelValues(name),
+		open:        m.open.WithLabelValues(name),
+		held:        m.held.WithLabelValues(name),
+		replaced:    m.replaced.WithLabelValues(name),
+		undecodable: m.undecodable.WithLabelValues(name),
+		latency:     m.latency.WithLabelValues(name),
+	}
+	for _, c := range classes {
+		d.attempts[c] = m.attempts.WithLabelValues(name, string(c))
+	}
+	for _, reason := range []string{ReasonPoison, ReasonGone, ReasonExpired} {
+		d.dead[reason] = m.dead.WithLabelValues(name, reason)
+	}
+	return d
+}
+
+// delivered counts a record that is done.
+func (d *meters) delivered(rule, carrier string, seconds float64) {
+	d.all.deliveries.WithLabelValues(label(rule), d.name, carrier).Inc()
+	d.latency.Observe(seconds)
+}
+
+// forget removes the destination's series.
+func (d *meters) forget() {
+	of := prometheus.Labels{"destination": d.name}
+	for _, v := range []interface {
+		DeletePartialMatch(prometheus.Labels) int
+	}{d.all.attempts, d.all.deliveries, d.all.dead, d.all.inFlight, d.all.open, d.all.held,
+		d.all.replaced, d.all.undecodable, d.all.latency} {
+		v.DeletePartialMatch(of)
+	}
+}

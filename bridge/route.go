@@ -1,0 +1,89 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// route is a destination made ready for sending. It is immutable.
+type route struct {
+	def         Destination
+	sender      Sender
+	method      string
+	url         string // as called
+	safeURL     string // as told to the trace: no credentials, no query
+	peer        string // host:port, the port always there
+	operation   string // of the exit span
+	header      http.Header
+	sw8         []string // path in the body; nil: nowhere
+	correlation []string
+	limit       int // attempts at a time
+	timeout     time.Duration
+	maxAge      time.Duration
+}
+
+// newRoute checks d. The sender is still to be set.
+func newRoute(d Destination) (*route, error) {
+	u, err := url.Parse(d.URL)
+	if err != nil {
+		return nil, err
+	}
+	if u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("url scheme %q is neither http nor https", u.Scheme)
+	}
+	if u.Hostname() == "" {
+		return nil, errors.New("url has no host")
+	}
+	method := orDefault(d.Method, http.MethodPost)
+	if _, err := http.NewRequestWithContext(context.Background(), method, d.URL, http.NoBody); err != nil {
+		return nil, err
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	r := &route{
+		def:         d,
+		method:      method,
+		url:         d.URL,
+		safeURL:     (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String(),
+		peer:        net.JoinHostPort(u.Hostname(), port),
+		header:      http.Header{},
+		sw8:         fieldPath(d.TraceBody.SW8),
+		correlation: fieldPath(d.TraceBody.Correlation),
+		limit:       orDefault(d.Concurrency, defaultConcurrency),
+		timeout:     orDefault(d.Timeout, defaultTimeout),
+		maxAge:      orDefault(d.MaxAge, defaultMaxAge),
+	}
+	r.operation = r.method + ":" + orDefault(u.EscapedPath(), "/")
+	r.header.Set("Content-Type", "application/json")
+	r.header.Set("User-Agent", "throughline")
+	for name, value := range d.Headers {
+		if strings.ContainsAny(name, " :\r\n\x00") || name == "" || strings.ContainsAny(value, "\r\n\x00") {
+			return nil, fmt.Errorf("header %q can't be sent", name) // its value may be a secret
+		}
+		r.header.Set(name, value)
+	}
+	return r, nil
+}
+
+func orDefault[T comparable](v, standard T) T {
+	var zero T
+	if v == zero {
+		return standard
+	}
+	return v
+}
+
+func fieldPath(text string) []string {
+	if text == "" {
+		return nil
+	}
+	return strings.Split(text, ".")
+}

@@ -1,0 +1,128 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/go-resty/resty/v2"
+)
+
+// Sender makes one HTTP request. It is called from several goroutines at once.
+type Sender interface {
+	// Send sends r and waits for the answer, until ctx ends at most. It
+	// never retries, follows no redirect, and keeps nothing of r.
+	Send(ctx context.Context, r *Request) Response
+}
+
+// Request is one attempt as it goes on the wire.
+type Request struct {
+	Method, URL string
+	Header      http.Header // the sender's from here on
+	Body        []byte      // not changed by the sender
+}
+
+// Response is what came back.
+type Response struct {
+	Status     int           // 0: no answer
+	Body       []byte        // its first 4 kB
+	RetryAfter time.Duration // what the answer asked for; 0: nothing
+	Err        error         // why there is no answer
+}
+
+const (
+	connectTimeout = 2 * time.Second
+	tlsTimeout     = 3 * time.Second
+	// bodyKept is what of an answer is worth keeping in a dead letter.
+	bodyKept = 4 << 10
+	// bodyDrained bounds what is read so that the connection can be used
+	// again; a longer answer costs the connection.
+	bodyDrained = 64 << 10
+)
+
+// httpSender is the Sender of one destination, with connections of its own.
+type httpSender struct {
+	client    *resty.Client
+	transport *http.Transport
+}
+
+// newHTTPSender returns a sender that keeps up to concurrency idle
+// connections. The time for a whole request is the caller's context.
+func newHTTPSender(concurrency int) *httpSender {
+	t := &http.Transport{
+		Proxy:               nil, // never from the environment
+		DialContext:         (&net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout: tlsTimeout,
+		ForceAttemptHTTP2:   true, // a DialContext of our own turns it off otherwise
+		// A connection that leads nowhere any more is given up, not used again
+		// by every attempt until TCP notices.
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
+		MaxIdleConns:           concurrency,
+		MaxIdleConnsPerHost:    concurrency,
+		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: 64 << 10,
+		DisableCompression:     true, // the answer is drained, not read
+	}
+	// A client of our own: resty's brings a cookie jar.
+	client := &http.Client{Transport: t, CheckRedirect: asItIs}
+	return &httpSender{client: resty.NewWithClient(client), transport: t}
+}
+
+// asItIs makes a redirect an answer like any other.
+func asItIs(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+func (s *httpSender) Send(ctx context.Context, r *Request) Response {
+	// The key with a nil value is not sent. It tells the transport that the
+	// request may be repeated, so that a keep-alive connection which the
+	// server has just closed costs nothing: the same request goes out on
+	// another one within this attempt. See DESIGN.md on duplicates.
+	const repeatable = "X-Idempotency-Key"
+	if _, set := r.Header[repeatable]; !set {
+		r.Header[repeatable] = nil
+	}
+
+	req := s.client.R().SetContext(ctx).SetDoNotParseResponse(true).SetBody(bytes.NewReader(r.Body))
+	req.Header = r.Header
+	res, err := req.Execute(r.Method, r.URL)
+	if err != nil {
+		return Response{Err: err}
+	}
+	answer := res.RawResponse
+	defer answer.Body.Close()
+	out := Response{Status: answer.StatusCode, RetryAfter: retryAfter(answer.Header, time.Now())}
+	// The status is the answer: a body that breaks off takes nothing from it.
+	out.Body, _ = io.ReadAll(io.LimitReader(answer.Body, bodyKept))
+	if len(out.Body) == bodyKept {
+		_, _ = io.CopyN(io.Discard, answer.Body, bodyDrained-bodyKept)
+	}
+	return out
+}
+
+func (s *httpSender) close() { s.transport.CloseIdleConnections() }
+
+// retryAfter reads the Retry-After header in either form (RFC 9110 section
+// 10.2.3), within 1 s and 1 h; 0 if it isn't there or makes no sense.
+func retryAfter(h http.Header, now time.Time) time.Duration {
+	text := h.Get("Retry-After")
+	if text == "" {
+		return 0
+	}
+	const least, most = time.Second, time.Hour
+	seconds, err := strconv.ParseInt(text, 10, 64)
+	switch {
+	case err == nil && seconds >= 0:
+		return max(least, time.Duration(min(seconds, int64(most/time.Second)))*time.Second)
+	case errors.Is(err, strconv.ErrRange) && text[0] != '-':
+		return most
+	}
+	at, err := http.ParseTime(text)
+	if err != nil {
+		return 0
+	}
+	return min(max(least, at.Sub(now)), most)
+}
