@@ -1,0 +1,109 @@
+package hooks
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/throughline-mqtt/throughline/auth"
+	"github.com/throughline-mqtt/throughline/bridge"
+	"github.com/throughline-mqtt/throughline/rules"
+	"github.com/throughline-mqtt/throughline/tracectx"
+	"github.com/throughline-mqtt/throughline/tracectx/tracectxtest"
+)
+
+// stored is a commit that has ended well.
+type stored struct{}
+
+func (stored) Wait(context.Context) error { return nil }
+func (stored) Watch(fn func(error))       { fn(nil) }
+
+// spanless fails if a span is started.
+type spanless struct{ t testing.TB }
+
+func (s spanless) StartEntry(tracectx.SpanOptions) tracectx.Span {
+	s.t.Fatal("a span was started")
+	return nil
+}
+func (s spanless) StartLocal(o tracectx.SpanOptions) tracectx.Span { return s.StartEntry(o) }
+
+func newPublishing(t testing.TB, tracer tracectx.Tracer) (*hook, *mqtt.Client) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	const text = `
+destinations: {center: {url: "http://127.0.0.1:1/"}}
+rules:
+  - name: hard-brake
+    sql: SELECT payload.vin AS vin, payload.decel AS decel FROM "fleet/+/telemetry" WHERE payload.decel >= 6.5
+    actions: [{http: center}]
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	set, problems := rules.Load([]string{file}, rules.LoadOptions{})
+	if set == nil {
+		t.Fatal(problems)
+	}
+	x, err := tracectx.NewExtractor(tracectx.Fields{SW8: "sw8"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHook(Options{
+		Rules:     func() *rules.Set { return set },
+		Append:    func([]bridge.Record) (Commit, error) { return stored{}, nil },
+		Extractor: x, Tracer: tracer, Auth: auth.NewPolicy(auth.Options{}),
+		CommitWait: DefaultCommitWait, Logger: slog.New(slog.DiscardHandler),
+	})
+	s := mqtt.New(&mqtt.Options{Logger: slog.New(slog.DiscardHandler)})
+	t.Cleanup(func() { _ = s.Close() })
+	cl := s.NewClient(nil, "tcp", "v7", false)
+	cl.Net.Remote = "192.0.2.7:40000"
+	return h, cl
+}
+
+func publishPacket(topic, payload string) packets.Packet {
+	return packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1},
+		PacketID:    1, TopicName: topic, Payload: []byte(payload),
+	}
+}
+
+func TestNoSpanWithoutMatchOrContext(t *testing.T) {
+	h, cl := newPublishing(t, spanless{t})
+	for _, pk := range []packets.Packet{
+		publishPacket("other", `{"decel":7}`),
+		publishPacket("fleet/v7/telemetry", `{"decel":1}`),
+	} {
+		if _, err := h.OnPublish(cl, pk); err != nil {
+			t.Error(err)
+		}
+	}
+	pk := publishPacket("other", "{}")
+	if n := testing.AllocsPerRun(100, func() { _, _ = h.OnPublish(cl, pk) }); n > 0 {
+		t.Errorf("a publish without candidates allocates %v times", n)
+	}
+}
+
+func BenchmarkOnPublish(b *testing.B) {
+	for _, c := range []struct{ name, topic, payload string }{
+		{"no candidate", "other", `{"vin":"V7","decel":7.25}`},
+		{"no match", "fleet/v7/telemetry", `{"vin":"V7","decel":1.25}`},
+		{"match", "fleet/v7/telemetry", `{"vin":"V7","decel":7.25}`},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			h, cl := newPublishing(b, tracectxtest.NewUnsampledRecorder("broker"))
+			pk := publishPacket(c.topic, c.payload)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := h.OnPublish(cl, pk); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,166 @@
+// Package hooks turns the events of the embedded MQTT server, mochi-mqtt, into our calls: it asks
+// auth who may do what, matches publishes against the rules, continues their trace, and has their
+// deliveries stored before mochi acknowledges them.
+//
+// Besides cmd/broker it is the only package that knows mochi. Of the rest it knows the
+// interfaces alone: not how deliveries are stored or sent, nor how spans are reported.
+//
+// mochi's answers to an error of OnPublish are not what one would guess. The table of them is a
+// test, TestOnPublishOutcomes, and publish.go keeps to it.
+package hooks
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime/debug"
+	"sync"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/throughline-mqtt/throughline/auth"
+	"github.com/throughline-mqtt/throughline/hooks/guard"
+)
+
+// hook is what mochi calls. A panic in one of its methods is recovered there: in some of
+// mochi's goroutines nobody else could.
+type hook struct {
+	mqtt.HookBase
+	o        Options
+	log      *slog.Logger
+	metrics  *metrics
+	refusals *refusals
+	ids      messageIDs
+
+	mu        sync.Mutex
+	lastPanic string
+}
+
+func newHook(o Options) *hook {
+	m := newMetrics(o.Registerer)
+	return &hook{
+		o: o, log: o.Logger, metrics: m,
+		refusals: newRefusals(o.Logger, o.Space, m),
+		ids:      messageIDs{run: rand.Uint64()},
+	}
+}
+
+// guarded are the methods that recover their panics: all that Provides names.
+var guarded = [...]string{"OnConnectAuthenticate", "OnACLCheck", "OnSessionEstablish", "OnSubscribe", "OnSubscribed", "OnPublish"}
+
+// ID is the hook's name in mochi's log.
+func (h *hook) ID() string { return "throughline" }
+
+// Provides tells mochi which methods to call.
+func (h *hook) Provides(b byte) bool {
+	switch b {
+	case mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablish,
+		mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnPublish:
+		return true
+	}
+	return false
+}
+
+// panicked counts a recovered panic, and logs it with its stack when its text changes.
+func (h *hook) panicked(method string, cl *mqtt.Client, cause any) {
+	h.metrics.panics.WithLabelValues(method).Inc()
+	text := fmt.Sprint(cause)
+	h.mu.Lock()
+	same := text == h.lastPanic
+	h.lastPanic = text
+	h.mu.Unlock()
+	if !same {
+		h.log.Error("panic in a hook", "hook", method, "panic", text, "client", cl.ID, "stack", string(debug.Stack()))
+	}
+}
+
+// OnConnectAuthenticate says whether the client may connect.
+func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) (ok bool) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.panicked("OnConnectAuthenticate", cl, cause)
+			ok = false
+		}
+	}()
+	who := identity(cl)
+	who.Password = pk.Connect.Password
+	return h.o.Auth.Connect(who)
+}
+
+// OnACLCheck says whether the client may publish to a topic name (write), or subscribe to a topic
+// filter or be sent a message of a topic name.
+func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) (ok bool) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.panicked("OnACLCheck", cl, cause)
+			ok = false
+		}
+	}()
+	action := auth.Subscribe
+	if write {
+		action = auth.Publish
+	}
+	return h.o.Auth.Allow(identity(cl), action, topic)
+}
+
+func identity(cl *mqtt.Client) auth.Client {
+	return auth.Client{Listener: cl.Net.Listener, ID: cl.ID, Username: string(cl.Properties.Username)}
+}
+
+// OnSessionEstablish lets the connection read on: its client is authenticated.
+func (h *hook) OnSessionEstablish(cl *mqtt.Client, _ packets.Packet) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.panicked("OnSessionEstablish", cl, cause)
+		}
+	}()
+	if c, ok := cl.Net.Conn.(*guard.Conn); ok {
+		c.Admit(cl.ID)
+	}
+}
+
+// overLimit stands for a topic filter beyond MaxSubscriptions until OnSubscribed. mochi refuses
+// it, since # may only be last [MQTT-4.7.1-1].
+const overLimit = "#/beyond-max-subscriptions"
+
+// OnSubscribe marks the filters beyond MaxSubscriptions, so that mochi refuses them. A filter
+// that the client has already is no further one [MQTT-3.8.4-3].
+func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.panicked("OnSubscribe", cl, cause)
+		}
+	}()
+	if h.o.MaxSubscriptions <= 0 {
+		return pk
+	}
+	room := h.o.MaxSubscriptions - cl.State.Subscriptions.Len()
+	for i, sub := range pk.Filters {
+		if _, has := cl.State.Subscriptions.Get(sub.Filter); has {
+			continue
+		}
+		if room--; room < 0 {
+			pk.Filters[i].Filter = overLimit
+		}
+	}
+	return pk
+}
+
+// OnSubscribed gives the marked filters the reason code that fits them. mochi writes reasonCodes
+// to the client after this.
+func (h *hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, reasonCodes []byte) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.panicked("OnSubscribed", cl, cause)
+		}
+	}()
+	if cl.Properties.ProtocolVersion < 5 {
+		return // 0x80 is the only one there is
+	}
+	for i, sub := range pk.Filters {
+		if sub.Filter == overLimit && reasonCodes[i] == packets.ErrTopicFilterInvalid.Code {
+			reasonCodes[i] = packets.ErrQuotaExceeded.Code
+		}
+	}
+}

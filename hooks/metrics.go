@@ -1,0 +1,128 @@
+package hooks
+
+import (
+	"strconv"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/throughline-mqtt/throughline/rules"
+	"github.com/throughline-mqtt/throughline/tracectx"
+)
+
+// metrics are those of the publish path. Labels are bounded: rule names, and sets fixed here.
+type metrics struct {
+	publishes      [3]prometheus.Counter // by QoS
+	matches        *prometheus.CounterVec
+	refusals       map[reason]prometheus.Counter
+	malformed      map[tracectx.Reason]prometheus.Counter
+	malformedBag   map[tracectx.Reason]prometheus.Counter
+	commitWait     prometheus.Histogram
+	panics         *prometheus.CounterVec
+	refusedWaiting prometheus.Gauge
+	refusedClosed  prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	auto := promauto.With(r)
+	m := &metrics{
+		matches: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "throughline_rule_matches_total",
+			Help: "Publishes that a rule matched, by where their trace comes from: upstream (the publisher's), " +
+				"new (it sent none), malformed (it sent one that could not be read).",
+		}, []string{"rule", "trace"}),
+		refusals:     make(map[reason]prometheus.Counter),
+		malformed:    make(map[tracectx.Reason]prometheus.Counter),
+		malformedBag: make(map[tracectx.Reason]prometheus.Counter),
+		commitWait: auto.NewHistogram(prometheus.HistogramOpts{
+			Name:    "throughline_commit_wait_seconds",
+			Help:    "How long matching QoS 1 and 2 publishes waited for their records to be on disk.",
+			Buckets: prometheus.ExponentialBuckets(0.0002, 2.5, 12), // 0.2 ms to 4.8 s
+		}),
+		panics: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "throughline_hook_panics_total",
+			Help: "Panics recovered in a hook.",
+		}, []string{"hook"}),
+		refusedWaiting: auto.NewGauge(prometheus.GaugeOpts{
+			Name: "throughline_refused_connections",
+			Help: "Connections whose client waits for an acknowledgement that was refused; they are closed when there is room again.",
+		}),
+		refusedClosed: auto.NewCounter(prometheus.CounterOpts{
+			Name: "throughline_refused_connections_closed_total",
+			Help: "Connections closed after a refusal so that their client sends again.",
+		}),
+	}
+	publishes := auto.NewCounterVec(prometheus.CounterOpts{
+		Name: "throughline_publishes_total", Help: "Publishes that clients were allowed to make, by QoS.",
+	}, []string{"qos"})
+	for qos := range m.publishes {
+		m.publishes[qos] = publishes.WithLabelValues(strconv.Itoa(qos))
+	}
+	refusals := auto.NewCounterVec(prometheus.CounterOpts{
+		Name: "throughline_publishes_refused_total",
+		Help: "Publishes that were not accepted, by reason. At QoS 0 they are dropped.",
+	}, []string{"reason"})
+	for _, why := range reasons {
+		m.refusals[why] = refusals.WithLabelValues(string(why))
+	}
+	carriers := auto.NewCounterVec(prometheus.CounterOpts{
+		Name: "throughline_carriers_malformed_total",
+		Help: "Trace headers of publishes that could not be read, by header and reason. Without sw8 a new trace begins; without sw8-correlation the baggage is lost.",
+	}, []string{"header", "reason"})
+	for _, why := range tracectx.Reasons() {
+		m.malformed[why] = carriers.WithLabelValues(tracectx.HeaderSW8, string(why))
+		m.malformedBag[why] = carriers.WithLabelValues(tracectx.HeaderCorrelation, string(why))
+	}
+	for _, name := range guarded {
+		m.panics.WithLabelValues(name)
+	}
+	return m
+}
+
+// registerState registers gauges of what mochi holds.
+func registerState(r prometheus.Registerer, s *mqtt.Server) {
+	auto := promauto.With(r)
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "throughline_mqtt_sessions", Help: "Sessions, those of disconnected clients included.",
+	}, func() float64 { return float64(s.Clients.Len()) })
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "throughline_mqtt_clients", Help: "Connected clients.",
+	}, func() float64 { return float64(s.Info.Clone().ClientsConnected) })
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "throughline_mqtt_subscriptions", Help: "Subscriptions of all sessions.",
+	}, func() float64 { return float64(s.Info.Clone().Subscriptions) })
+	auto.NewCounterFunc(prometheus.CounterOpts{
+		Name: "throughline_mqtt_messages_dropped_total",
+		Help: "Messages to subscribers that were dropped because their queue was full.",
+	}, func() float64 { return float64(s.Info.Clone().MessagesDropped) })
+}
+
+// outcomes collects what the current rules count themselves.
+type outcomes struct {
+	rules func() *rules.Set
+	desc  *prometheus.Desc
+}
+
+func registerOutcomes(r prometheus.Registerer, set func() *rules.Set) {
+	if r == nil {
+		return
+	}
+	r.MustRegister(&outcomes{rules: set, desc: prometheus.NewDesc("throughline_rule_outcomes_total",
+		"Publishes that a rule was a candidate for, by outcome. type_mismatch and undefined_in_body are counted beside the others.",
+		[]string{"rule", "outcome"}, nil)})
+}
+
+func (c *outcomes) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+
+func (c *outcomes) Collect(ch chan<- prometheus.Metric) {
+	set := c.rules()
+	if set == nil {
+		return
+	}
+	for _, rule := range set.Rules() {
+		rule.Outcomes().Each(func(o rules.Outcome, n uint64) {
+			ch <- prometheus.MustNewConstMetric(c.desc, prometheus.CounterValue, float64(n), rule.Name, string(o))
+		})
+	}
+}

@@ -1,0 +1,326 @@
+package hooks
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/throughline-mqtt/throughline/bridge"
+	"github.com/throughline-mqtt/throughline/hooks/guard"
+	"github.com/throughline-mqtt/throughline/rules"
+	"github.com/throughline-mqtt/throughline/tracectx"
+)
+
+// reason says why a publish was refused; it is a metric label.
+type reason string
+
+const (
+	outboxFull    reason = "full"
+	appendFailed  reason = "append_failed"
+	commitFailed  reason = "commit_failed"
+	commitTimeout reason = "commit_timeout"
+	panicked      reason = "panic"
+)
+
+var reasons = [...]reason{outboxFull, appendFailed, commitFailed, commitTimeout, panicked}
+
+// layer makes SkyWalking link the vehicle and the broker directly. MQ would make it draw a
+// virtual queue between them; HTTP would count the endpoint as a web request. MQTT, where a packet is
+// acknowledged by the peer it was sent to, is a remote call of its own protocol.
+const layer = tracectx.LayerRPCFramework
+
+// OnPublish matches a publish and stores what it owes. What it returns keeps to the table in
+// TestOnPublishOutcomes: nil acknowledges; a packets.Code by itself answers an MQTT 5 QoS 1 publish
+// with that code; ErrRejectPacket drops the publish without an answer.
+//
+// Wills don't come here, nor do $SYS topics, which mochi lets nobody publish to.
+func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			// The client gets no answer and keeps its connection: sent again, the same message would
+			// panic again.
+			h.panicked("OnPublish", cl, cause)
+			h.metrics.refusals[panicked].Inc()
+			err = packets.ErrRejectPacket
+		}
+	}()
+	if cl.Net.Inline {
+		return pk, nil
+	}
+	h.metrics.publishes[pk.FixedHeader.Qos].Inc()
+	p := publish{h: h, cl: cl, topic: pk.TopicName, qos: pk.FixedHeader.Qos, received: time.Now()}
+	defer p.end()
+	why, cause := p.accept(&pk)
+	p.settled = true
+	if why != "" {
+		return pk, h.refuse(cl, p.qos, why, cause)
+	}
+	return pk, nil
+}
+
+// refuse counts a refusal and returns what makes mochi answer it: never with success.
+func (h *hook) refuse(cl *mqtt.Client, qos byte, why reason, cause error) error {
+	h.metrics.refusals[why].Inc()
+	if qos == 1 && cl.Properties.ProtocolVersion == 5 {
+		h.refusals.refused(nil, why, cause)
+		return packets.ErrQuotaExceeded // PUBACK 0x97; unwrapped, or mochi panics
+	}
+	var silent *guard.Conn
+	if qos > 0 {
+		silent, _ = cl.Net.Conn.(*guard.Conn)
+	}
+	h.refusals.refused(silent, why, cause)
+	return packets.ErrRejectPacket
+}
+
+// publish is one PUBLISH packet on its way through the rules. It doesn't hold the packet, which
+// would have to be allocated then for every publish, matching or not.
+type publish struct {
+	h        *hook
+	cl       *mqtt.Client
+	topic    string
+	qos      byte
+	received time.Time
+
+	parent  tracectx.Context
+	outcome tracectx.Outcome
+	entry   tracectx.Span // nil until it is needed
+	report  bool          // false: the entry was needed for its ids alone
+	settled bool          // accept has returned, and not panicked
+}
+
+// accept stores what the publish owes; a reason if it must not be acknowledged.
+func (p *publish) accept(pk *packets.Packet) (reason, error) {
+	var candidates []*rules.Rule
+	set := p.h.o.Rules()
+	if set != nil {
+		var room [8]*rules.Rule
+		candidates = set.Candidates(room[:0], p.topic)
+	}
+	p.extract(pk)
+	switch {
+	case !p.parent.IsZero():
+		p.start(candidates)
+		p.report = true
+	case slices.ContainsFunc(candidates, readsTrace):
+		p.start(candidates)
+	}
+	if len(candidates) == 0 {
+		return "", nil
+	}
+	matching := time.Now()
+	matches := set.Match(candidates, p.message(pk))
+	if len(matches) == 0 {
+		return "", nil
+	}
+	p.start(candidates)
+	p.report = true
+	records := p.records(set, matches, matching)
+	if len(records) == 0 {
+		return "", nil
+	}
+	commit, err := p.h.o.Append(records)
+	if err != nil {
+		why := appendFailed
+		if errors.Is(err, bridge.ErrFull) {
+			why = outboxFull
+		}
+		p.entry.Error("refused: " + err.Error())
+		return why, err
+	}
+	if p.qos == 0 {
+		return "", nil
+	}
+	why, err := p.h.await(commit)
+	if why != "" {
+		p.entry.Error("refused: " + err.Error())
+	}
+	return why, err
+}
+
+// await is where an acknowledgement waits for its commit.
+func (h *hook) await(commit Commit) (reason, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), h.o.CommitWait)
+	defer cancel()
+	begin := time.Now()
+	err := commit.Wait(ctx)
+	h.metrics.commitWait.Observe(time.Since(begin).Seconds())
+	switch {
+	case err == nil:
+		return "", nil
+	case !errors.Is(err, context.DeadlineExceeded):
+		return commitFailed, err
+	}
+	commit.Watch(func(err error) {
+		if err == nil {
+			h.refusals.recovered() // the disk was slow, and is there again
+		}
+	})
+	return commitTimeout, fmt.Errorf("commit takes longer than %v", h.o.CommitWait)
+}
+
+// extract finds the publisher's trace context: MQTT 5 user properties, else payload fields.
+func (p *publish) extract(pk *packets.Packet) {
+	var props tracectx.Carrier
+	for _, u := range pk.Properties.User {
+		switch u.Key {
+		case tracectx.HeaderSW8:
+			props.SW8 = u.Val
+		case tracectx.HeaderCorrelation:
+			props.Correlation = u.Val
+		}
+	}
+	p.parent, p.outcome = p.h.o.Extractor.Extract(props, pk.Payload)
+	if why := p.outcome.Reason; why != "" {
+		p.h.metrics.malformed[why].Inc()
+	}
+	if why := p.outcome.Correlation; why != "" {
+		p.h.metrics.malformedBag[why].Inc()
+	}
+}
+
+// start opens the EntrySpan, unless that was done. Its name holds the most specific candidate's filter, never
+// the topic: that would make an endpoint per vehicle.
+func (p *publish) start(candidates []*rules.Rule) {
+	if p.entry != nil {
+		return
+	}
+	operation := "mqtt/publish"
+	if len(candidates) > 0 {
+		operation += "/" + candidates[0].Filter(p.topic)
+	}
+	p.entry = p.h.o.Tracer.StartEntry(tracectx.SpanOptions{
+		Operation: operation,
+		Parent:    p.parent,
+		Layer:     layer,
+		Start:     p.received,
+	})
+	p.entry.Tag("mq.topic", p.topic)
+	if p.h.o.Broker != "" {
+		p.entry.Tag("mq.broker", p.h.o.Broker)
+	}
+	p.entry.Tag("mqtt.clientid", p.cl.ID)
+	p.entry.Tag("mqtt.qos", strconv.Itoa(int(p.qos)))
+}
+
+// readsTrace says whether the rule may read the columns of the EntrySpan, which has to be open
+// then before it is known whether anything matches. Templates read what SELECT has put out, so that the
+// statement is all there is to look at.
+func readsTrace(r *rules.Rule) bool {
+	return strings.Contains(r.SQL, "trace_id") || strings.Contains(r.SQL, "sw8")
+}
+
+// end reports the publish's spans, if there is anything to tell of it: a match, or a trace that
+// the publisher is part of.
+func (p *publish) end() {
+	if !p.report {
+		return
+	}
+	if !p.settled {
+		p.entry.Error("refused: panic")
+	}
+	p.entry.End()
+}
+
+// message is the publish as rules see it. It shares the packet's memory.
+func (p *publish) message(pk *packets.Packet) *rules.Message {
+	host, _, err := net.SplitHostPort(p.cl.Net.Remote)
+	if err != nil {
+		host = p.cl.Net.Remote
+	}
+	props := &pk.Properties
+	m := &rules.Message{
+		ID:              p.h.ids.next(),
+		ClientID:        p.cl.ID,
+		Username:        string(p.cl.Properties.Username),
+		HasUsername:     len(p.cl.Properties.Username) > 0,
+		Topic:           p.topic,
+		Payload:         pk.Payload,
+		QoS:             p.qos,
+		Retain:          pk.FixedHeader.Retain,
+		Dup:             pk.FixedHeader.Dup,
+		Timestamp:       p.received,
+		PeerHost:        host,
+		PeerName:        p.cl.Net.Remote,
+		Node:            p.h.o.Node,
+		ContentType:     props.ContentType,
+		ResponseTopic:   props.ResponseTopic,
+		CorrelationData: props.CorrelationData,
+		MessageExpiry:   props.MessageExpiryInterval,
+		PayloadIsUTF8:   props.PayloadFormatFlag && props.PayloadFormat == 1,
+	}
+	for _, u := range props.User {
+		m.UserProperties = append(m.UserProperties, [2]string{u.Key, u.Val})
+	}
+	if p.entry != nil {
+		ctx := p.entry.Context()
+		m.TraceID, m.SW8 = ctx.TraceID, ctx.Carrier().SW8
+	}
+	return m
+}
+
+// messageIDs makes the ids that rules see as the column id: unique over restarts, in the form
+// of 32 hexadecimal digits.
+type messageIDs struct {
+	run  uint64 // random, one for the life of the process
+	last atomic.Uint64
+}
+
+func (m *messageIDs) next() string {
+	var id [16]byte
+	binary.BigEndian.PutUint64(id[:8], m.run)
+	binary.BigEndian.PutUint64(id[8:], m.last.Add(1))
+	return hex.EncodeToString(id[:])
+}
+
+// records are what the matches owe, each match with a LocalSpan under the entry.
+func (p *publish) records(set *rules.Set, matches []rules.Match, matching time.Time) []bridge.Record {
+	ctx := p.entry.Context()
+	carrier := ctx.Carrier()
+	records := make([]bridge.Record, 0, len(matches))
+	for _, m := range matches {
+		p.h.metrics.matches.WithLabelValues(m.Rule.Name, p.origin()).Inc()
+		p.entry.StartLocal(tracectx.SpanOptions{Operation: "rule/" + m.Rule.Name, Start: matching}).End()
+		for _, d := range m.Deliveries {
+			records = append(records, bridge.Record{
+				ID:          d.ID,
+				Rule:        m.Rule.Name,
+				Generation:  set.Generation(),
+				Destination: d.Destination,
+				Lane:        d.Lane,
+				Ordered:     d.Ordered,
+				Body:        d.Body,
+				Topic:       p.topic,
+				ClientID:    p.cl.ID,
+				Published:   p.received,
+				SW8:         carrier.SW8,
+				Correlation: carrier.Correlation,
+				TraceID:     ctx.TraceID,
+			})
+		}
+	}
+	return records
+}
+
+// origin is where the trace of the publish comes from, as a metric label.
+func (p *publish) origin() string {
+	switch p.outcome.Status {
+	case tracectx.Found:
+		return "upstream"
+	case tracectx.Malformed:
+		return "malformed"
+	default:
+		return "new"
+	}
+}
