@@ -1,0 +1,319 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/throughline-mqtt/throughline/admin"
+	"github.com/throughline-mqtt/throughline/auth"
+	"github.com/throughline-mqtt/throughline/bridge"
+	"github.com/throughline-mqtt/throughline/bridge/outbox"
+	"github.com/throughline-mqtt/throughline/hooks"
+	"github.com/throughline-mqtt/throughline/rules"
+	"github.com/throughline-mqtt/throughline/store"
+	"github.com/throughline-mqtt/throughline/tracectx"
+	"github.com/throughline-mqtt/throughline/tracectx/skywalking"
+)
+
+// storeFile is the name of the data file in data_dir.
+const storeFile = "throughline.db"
+
+// app is the running broker. It is started from the disk outwards and stopped in
+// the reverse order.
+type app struct {
+	log      *slog.Logger
+	registry *prometheus.Registry
+	draining atomic.Bool
+	keeper   *rules.Keeper
+	server   *hooks.Server
+	adminLn  net.Listener
+	failed   chan error // gets what ended the app from inside, once
+	steps    []step     // in the order of stopping
+}
+
+// step is one named part of the stop.
+type step struct {
+	name  string
+	bound time.Duration
+	stop  func(context.Context) error
+}
+
+// startApp starts everything, and returns once clients can connect. If it fails,
+// nothing is left running.
+func startApp(ctx context.Context, cfg config, log *slog.Logger) (_ *app, err error) {
+	a := &app{log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 1)}
+	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.stop(context.WithoutCancel(ctx)))
+		}
+	}()
+
+	// What is started later is stopped earlier, but for the admin API, which answers to the end.
+	queue, err := a.openOutbox(cfg)
+	if err != nil {
+		return nil, err
+	}
+	tracer, err := a.startTracer(cfg.Trace)
+	if err != nil {
+		return nil, err
+	}
+	forwarder, err := bridge.New(bridge.Options{Queue: queue, Tracer: tracer, Logger: log, Registerer: a.registry})
+	if err != nil {
+		return nil, err
+	}
+	a.onStop("forwarder", 15*time.Second, forwarder.Stop)
+	if a.keeper, err = a.loadRules(cfg, forwarder); err != nil {
+		return nil, err
+	}
+	if err := a.startServer(cfg, forwarder, queue, tracer); err != nil {
+		return nil, err
+	}
+	if cfg.Admin.Address != "" {
+		if err := a.startAdmin(ctx, cfg.Admin, queue); err != nil {
+			return nil, err
+		}
+	}
+	log.Info("broker is ready", "version", version(), "mqtt", a.server.Addresses(), "admin", a.adminAddress(),
+		"rules", len(a.keeper.Current().Rules()), "records_waiting", queue.Stats().Records)
+	return a, nil
+}
+
+// onStop adds a step to the stop, before those that were added so far.
+func (a *app) onStop(name string, bound time.Duration, stop func(context.Context) error) {
+	a.steps = append([]step{{name, bound, stop}}, a.steps...)
+}
+
+// stop ends everything in named steps. Each is bounded, so that none keeps the others from being taken.
+func (a *app) stop(ctx context.Context) error {
+	a.draining.Store(true)
+	var errs []error
+	for _, s := range a.steps {
+		bounded, cancel := context.WithTimeout(ctx, s.bound)
+		began := time.Now()
+		err := s.stop(bounded)
+		cancel()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("stop %s: %w", s.name, err))
+			a.log.Error("stopped", "step", s.name, "took", time.Since(began).Round(time.Millisecond), "error", err)
+			continue
+		}
+		a.log.Info("stopped", "step", s.name, "took", time.Since(began).Round(time.Millisecond))
+	}
+	a.steps = nil
+	return errors.Join(errs...)
+}
+
+func (a *app) openOutbox(cfg config) (*outbox.Outbox, error) {
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("create data_dir: %w", err)
+	}
+	st, err := store.Open(filepath.Join(cfg.DataDir, storeFile), store.Options{
+		Buckets: outbox.Buckets(), Logger: a.log, Registerer: a.registry,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.onStop("outbox", 10*time.Second, st.Close)
+	return outbox.Open(st, outbox.Options{
+		MaxBytes:   cfg.Outbox.MaxBytes,
+		MaxBytesOf: func(string) int64 { return cfg.Outbox.MaxBytesPerDestination },
+		Logger:     a.log,
+		Registerer: a.registry,
+	})
+}
+
+func (a *app) startTracer(c traceConfig) (*skywalking.Tracer, error) {
+	o := skywalking.Options{Service: c.Service, Instance: c.Instance, Sample: c.Sample}
+	if c.Collector != "" {
+		r, err := skywalking.NewReporter(skywalking.ReporterOptions{
+			Address: c.Collector, Token: c.Token, TLS: c.TLS, Logger: a.log, Registerer: a.registry,
+		})
+		if err != nil {
+			return nil, err
+		}
+		a.onStop("tracer", 5*time.Second, func(ctx context.Context) error {
+			if err := r.Flush(ctx); err != nil { // what is lost is counted; a dead collector is no reason to fail
+				a.log.Warn("trace segments were not reported before the stop", "error", err)
+			}
+			r.Close()
+			return nil
+		})
+		o.Reporter = r
+	}
+	return skywalking.NewTracer(o)
+}
+
+// loadRules loads the rule files, and keeps the forwarder's destinations those of the set in force.
+func (a *app) loadRules(cfg config, forwarder *bridge.Bridge) (*rules.Keeper, error) {
+	var paths []string
+	if cfg.Rules.Dir != "" {
+		paths = []string{cfg.Rules.Dir}
+	}
+	ok, last := a.reloadMetrics()
+	told := func(r rules.Reload) {
+		if r.OK {
+			ok.Set(1)
+			last.Set(float64(r.Time.Unix()))
+		} else {
+			ok.Set(0)
+		}
+		a.logReload(r)
+	}
+	keeper, err := rules.OpenKeeper(rules.KeeperOptions{
+		Paths:    paths,
+		StateDir: cfg.DataDir,
+		Watch:    cfg.Rules.Watch,
+		Load:     rules.LoadOptions{LookupEnv: os.LookupEnv, RequireSecrets: true},
+		Apply:    func(s *rules.Set) { forwarder.SetDestinations(destinations(s)) },
+		OnReload: told,
+		Logger:   a.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	told(keeper.Last())
+	a.onStop("rules", time.Second, func(context.Context) error { keeper.Close(); return nil })
+	return keeper, nil
+}
+
+func (a *app) reloadMetrics() (ok, last prometheus.Gauge) {
+	ok = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "throughline_rules_reload_ok", Help: "1: the last attempt to load the rule files succeeded; 0: the last good set is in force.",
+	})
+	last = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "throughline_rules_reload_success_timestamp_seconds", Help: "When the rule files were last loaded, Unix time.",
+	})
+	a.registry.MustRegister(ok, last)
+	return ok, last
+}
+
+// logReload says how an attempt to load the rule files went, each problem in a line.
+func (a *app) logReload(r rules.Reload) {
+	for _, p := range r.Problems {
+		level := slog.LevelWarn
+		if p.Severity == rules.Error {
+			level = slog.LevelError
+		}
+		a.log.Log(context.Background(), level, "rule file", "problem", p.String())
+	}
+	switch {
+	case r.OK:
+		a.log.Info("rules are in force", "generation", r.Generation)
+	case r.Fallback:
+		a.log.Error("the rule files are bad: running on the last good set, of before the start", "generation", r.Generation)
+	default:
+		a.log.Error("the rule files are bad: the last good set stays in force", "generation", r.Generation)
+	}
+	if r.Err != nil {
+		a.log.Error("rules are in force, but their copy for a restart could not be kept", "error", r.Err)
+	}
+}
+
+// destinations turns what rule files say into what the bridge sends to.
+func destinations(s *rules.Set) []bridge.Destination {
+	var out []bridge.Destination
+	for _, d := range s.Destinations() {
+		headers := make(map[string]string, len(d.Headers))
+		for _, h := range d.Headers {
+			headers[h.Name] = h.Value.Reveal()
+		}
+		out = append(out, bridge.Destination{
+			Name: d.Name, URL: d.URL, Method: d.Method, Headers: headers,
+			TraceBody:    bridge.TraceFields(d.TraceBody),
+			TraceHeaders: d.TraceHeaders,
+			Concurrency:  d.Concurrency, Timeout: d.Timeout, MaxAge: d.MaxAge,
+		})
+	}
+	return out
+}
+
+func (a *app) startServer(cfg config, forwarder *bridge.Bridge, queue *outbox.Outbox, tracer tracectx.Tracer) error {
+	extractor, err := tracectx.NewExtractor(cfg.Trace.PayloadFields)
+	if err != nil {
+		return err
+	}
+	o := hooks.Options{
+		MaxConnections:   cfg.Limits.MaxConnections,
+		MaxPacketSize:    int(cfg.Limits.MaxPacketSize),
+		ConnectTimeout:   cfg.Limits.ConnectTimeout,
+		MaxSubscriptions: cfg.Limits.MaxSubscriptionsPerClient,
+		Rules:            a.keeper.Current,
+		Append:           func(recs []bridge.Record) (hooks.Commit, error) { return forwarder.Append(recs) },
+		Space:            queue.Space(),
+		Extractor:        extractor,
+		Tracer:           tracer,
+		Node:             cfg.Trace.Instance,
+		Logger:           a.log,
+		Registerer:       a.registry,
+	}
+	var of []auth.Listener
+	for _, l := range cfg.Listeners {
+		o.Listeners = append(o.Listeners, hooks.ListenerOptions{Name: l.Name, Address: l.Address})
+		of = append(of, auth.Listener{Name: l.Name, Address: l.Address})
+	}
+	o.Broker = cfg.Listeners[0].Address
+	o.Auth = auth.NewPolicy(auth.Options{Anonymous: &cfg.Auth.Anonymous, Listeners: of})
+	if a.server, err = hooks.New(o); err != nil {
+		return err
+	}
+	a.onStop("server", 5*time.Second, a.server.Close)
+	a.onStop("clients", 5*time.Second, a.server.DisconnectClients)
+	a.onStop("listeners", time.Second, func(context.Context) error { a.server.StopAccepting(); return nil })
+	return a.server.Start()
+}
+
+func (a *app) startAdmin(ctx context.Context, c adminConfig, queue *outbox.Outbox) error {
+	var listen net.ListenConfig
+	var err error
+	if a.adminLn, err = listen.Listen(ctx, "tcp", c.Address); err != nil {
+		return fmt.Errorf("admin API: %w", err)
+	}
+	s := admin.Server(admin.New(admin.Options{
+		Hosts: c.Hosts, Token: c.Token, Ready: a.ready, Metrics: a.registry, Outbox: queue, Rules: a.keeper, Logger: a.log,
+	}), a.log)
+	go func() {
+		if err := s.Serve(a.adminLn); !errors.Is(err, http.ErrServerClosed) {
+			select {
+			case a.failed <- fmt.Errorf("admin API: %w", err):
+			default:
+			}
+		}
+	}()
+	a.steps = append(a.steps, step{"admin", 2 * time.Second, s.Shutdown})
+	return nil
+}
+
+// ready is nil while clients can connect. It says nothing about destinations: a
+// failing webhook must not take vehicles off the broker.
+func (a *app) ready() error {
+	switch {
+	case a.draining.Load():
+		return errors.New("stopping")
+	case !a.server.Accepting():
+		return errors.New("listeners don't accept")
+	}
+	return nil
+}
+
+// mqttAddress is where the first listener accepts.
+func (a *app) mqttAddress() string { return a.server.Addresses()[0] }
+
+// adminAddress is where the admin API answers, "" without one.
+func (a *app) adminAddress() string {
+	if a.adminLn == nil {
+		return ""
+	}
+	return a.adminLn.Addr().String()
+}

@@ -1,0 +1,387 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/throughline-mqtt/throughline/rules"
+)
+
+// maxConfigSize bounds a config file: a larger one is a mistake (a data file named by accident).
+const maxConfigSize = 1 << 20
+
+// decoder reads a YAML file by its nodes, so that every problem has its place
+// and all of them are found in one pass.
+type decoder struct {
+	file           string
+	base           string // folder that relative paths are relative to; "": the working folder
+	lines          []string
+	env            func(string) (string, bool)
+	requireSecrets bool
+	problems       []rules.Problem
+}
+
+type node struct{ *yaml.Node }
+
+type position struct{ line, col, width int }
+
+// fields maps each key that an object may have to what reads its value.
+type fields map[string]func(node)
+
+func (n node) pos() position {
+	if n.Node == nil {
+		return position{}
+	}
+	w := utf8.RuneCountInString(n.Value)
+	if n.Kind != yaml.ScalarNode || n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
+		w = 1
+	} else if n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle) != 0 {
+		w += 2
+	}
+	return position{n.Line, n.Column, max(w, 1)}
+}
+
+func (n node) isList() bool   { return n.Node != nil && n.Kind == yaml.SequenceNode }
+func (n node) isObject() bool { return n.Node != nil && n.Kind == yaml.MappingNode }
+func (n node) isNull() bool {
+	return n.Node == nil || n.Kind == yaml.ScalarNode && n.Tag == "!!null"
+}
+
+func (n node) kind() string {
+	switch {
+	case n.isNull():
+		return "nothing"
+	case n.isList():
+		return "a list"
+	case n.isObject():
+		return "an object"
+	}
+	return strconv.Quote(n.Value)
+}
+
+func (d *decoder) problemAt(p position, s rules.Severity, name, message, hint string) {
+	source := ""
+	if p.line > 0 && p.line <= len(d.lines) {
+		source = d.lines[p.line-1]
+	}
+	d.problems = append(d.problems, rules.Problem{
+		File: d.file, Line: p.line, Col: p.col, Width: p.width,
+		Severity: s, Name: name, Message: message, Hint: hint, Source: source,
+	})
+}
+
+func (d *decoder) errorf(n node, name, message, hint string) {
+	d.problemAt(n.pos(), rules.Error, name, message, hint)
+}
+
+func (d *decoder) warnAt(p position, name, message, hint string) {
+	d.problemAt(p, rules.Warning, name, message, hint)
+}
+
+func (d *decoder) expected(n node, what string) {
+	d.errorf(n, "type", "expected "+what+", found "+n.kind(), "")
+}
+
+// read returns the file's one document, or a node that is nothing after a problem.
+func (d *decoder) read(file string) node {
+	fail := func(p position, message string) node {
+		d.problemAt(p, rules.Error, "file", message, "")
+		return node{}
+	}
+	fi, err := os.Stat(file)
+	switch {
+	case err != nil:
+		return fail(position{}, "read configuration: "+err.Error())
+	case !fi.Mode().IsRegular():
+		return fail(position{}, "read configuration: not a regular file")
+	case fi.Size() > maxConfigSize:
+		return fail(position{}, fmt.Sprintf("read configuration: larger than %d bytes", maxConfigSize))
+	}
+	src, err := os.ReadFile(file)
+	if err != nil {
+		return fail(position{}, "read configuration: "+err.Error())
+	}
+	if !utf8.Valid(src) {
+		return fail(position{}, "read configuration: not UTF-8 text")
+	}
+	d.lines = strings.Split(string(src), "\n")
+	var doc yaml.Node
+	if err := yaml.Unmarshal(src, &doc); err != nil {
+		line, message := yamlError(err)
+		return fail(position{line: line, col: 1, width: 1}, message)
+	}
+	if len(bytes.TrimSpace(src)) == 0 || len(doc.Content) == 0 {
+		return node{}
+	}
+	return node{doc.Content[0]}
+}
+
+// yamlError takes the line out of the text of a YAML syntax error, which is the only place that has it.
+func yamlError(err error) (line int, message string) {
+	message = strings.TrimPrefix(err.Error(), "yaml: ")
+	if rest, ok := strings.CutPrefix(message, "line "); ok {
+		if num, text, ok := strings.Cut(rest, ": "); ok {
+			if l, err := strconv.Atoi(num); err == nil {
+				return l, text
+			}
+		}
+	}
+	return 1, message
+}
+
+// object reads a mapping. A missing one is fine; an unknown or doubled key is an error.
+func (d *decoder) object(n node, name string, f fields) {
+	if n.isNull() {
+		return
+	}
+	if !n.isObject() {
+		d.expected(n, "an object")
+		return
+	}
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		k, v := node{n.Content[i]}, node{n.Content[i+1]}
+		full := k.Value
+		if name != "" {
+			full = name + "." + full
+		}
+		read, ok := f[k.Value]
+		switch {
+		case v.Kind == yaml.AliasNode || v.Anchor != "":
+			d.errorf(v, "alias", "anchors and aliases are not supported", "write the value out")
+		case !ok:
+			hint := ""
+			if near := rules.Suggest(k.Value, slices.Sorted(maps.Keys(f))); near != "" {
+				hint = "did you mean " + near + "?"
+			}
+			d.errorf(k, "unknown-key", fmt.Sprintf("unknown key %q", full), hint)
+		case seen[k.Value]:
+			d.errorf(k, "doubled-key", fmt.Sprintf("key %q is given twice", full), "")
+		default:
+			seen[k.Value] = true
+			read(v)
+		}
+	}
+}
+
+func (d *decoder) into(name string, f fields) func(node) {
+	return func(n node) { d.object(n, name, f) }
+}
+
+func (d *decoder) list(n node, each func(node)) {
+	if n.isNull() {
+		return
+	}
+	if !n.isList() {
+		d.expected(n, "a list")
+		return
+	}
+	for _, c := range n.Content {
+		if c.Kind == yaml.AliasNode || c.Anchor != "" {
+			d.errorf(node{c}, "alias", "anchors and aliases are not supported", "write the value out")
+			continue
+		}
+		each(node{c})
+	}
+}
+
+// unsupported is the reader of a key that the design has and this version does not.
+func (d *decoder) unsupported(key string) func(node) {
+	return func(n node) {
+		d.errorf(n, "not-supported", key+" is not supported yet", "remove the key")
+	}
+}
+
+// only accepts one value of those that the design knows; the others are not supported yet.
+func (d *decoder) only(key, value string, others ...string) func(node) {
+	return func(n node) {
+		var v string
+		d.text(&v)(n)
+		switch {
+		case v == value:
+		case slices.Contains(others, v):
+			d.errorf(n, "not-supported", fmt.Sprintf("%s: %s is not supported yet", key, v), "use "+value)
+		case n.Kind == yaml.ScalarNode:
+			d.errorf(n, "value", fmt.Sprintf("%s: expected one of %s, found %q", key, strings.Join(append([]string{value}, others...), ", "), v), "")
+		}
+	}
+}
+
+func (d *decoder) oneOf(to *string, values ...string) func(node) {
+	return func(n node) {
+		if !slices.Contains(values, n.Value) || n.Kind != yaml.ScalarNode {
+			d.expected(n, "one of "+strings.Join(values, ", "))
+			return
+		}
+		*to = n.Value
+	}
+}
+
+// text reads a scalar, with ${env:NAME} and ${file:PATH} in it refused: those are for secrets.
+func (d *decoder) text(to *string) func(node) {
+	return func(n node) {
+		if n.Node == nil || n.Kind != yaml.ScalarNode || n.isNull() {
+			d.expected(n, "a text")
+			return
+		}
+		*to = n.Value
+	}
+}
+
+func (d *decoder) texts(to *[]string) func(node) {
+	return func(n node) {
+		*to = nil
+		d.list(n, func(n node) {
+			var s string
+			d.text(&s)(n)
+			*to = append(*to, s)
+		})
+	}
+}
+
+// secret reads a text in which ${env:NAME} and ${file:PATH} stand for secrets.
+func (d *decoder) secret(to *string) func(node) {
+	return func(n node) {
+		var raw string
+		d.text(&raw)(n)
+		value, err := rules.ExpandSecrets(raw, d.base, d.lookup)
+		if err != nil {
+			s := rules.Warning
+			if d.requireSecrets {
+				s = rules.Error
+			}
+			d.problemAt(n.pos(), s, "secret-missing", err.Error(), "")
+			return
+		}
+		*to = value.Reveal()
+	}
+}
+
+func (d *decoder) path(to *string) func(node) {
+	return func(n node) {
+		d.text(to)(n)
+		*to = d.resolve(*to)
+	}
+}
+
+func (d *decoder) resolve(p string) string {
+	if d.base == "" || filepath.IsAbs(p) {
+		return p
+	}
+	return filepath.Join(d.base, p)
+}
+
+func (d *decoder) lookup(name string) (string, bool) {
+	if d.env == nil {
+		return "", false
+	}
+	return d.env(name)
+}
+
+func (d *decoder) boolean(n node, to *bool) {
+	switch {
+	case n.Tag == "!!bool":
+		*to = strings.EqualFold(n.Value, "true")
+	default:
+		d.expected(n, "true or false")
+	}
+}
+
+func (d *decoder) integer(to *int, least, most int) func(node) {
+	return func(n node) {
+		v, err := strconv.Atoi(n.Value)
+		if err != nil || n.Kind != yaml.ScalarNode || v < least || v > most {
+			d.expected(n, fmt.Sprintf("a whole number from %d to %d", least, most))
+			return
+		}
+		*to = v
+	}
+}
+
+func (d *decoder) share(to *float64) func(node) {
+	return func(n node) {
+		v, err := strconv.ParseFloat(n.Value, 64)
+		if err != nil || n.Kind != yaml.ScalarNode || !(v >= 0 && v <= 1) {
+			d.expected(n, "a number from 0 to 1")
+			return
+		}
+		*to = v
+	}
+}
+
+func (d *decoder) duration(to *time.Duration, least, most time.Duration) func(node) {
+	return func(n node) {
+		v, err := time.ParseDuration(n.Value)
+		if err != nil || v < least || v > most {
+			d.expected(n, fmt.Sprintf("a duration from %v to %v, such as 5s", least, most))
+			return
+		}
+		*to = v
+	}
+}
+
+// sizes are the units of a byte count, largest factor last so that "MiB" is tried before "B".
+var sizes = []struct {
+	suffix string
+	factor float64
+}{
+	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40},
+	{"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1}, {"", 1},
+}
+
+func parseSize(s string) (int64, bool) {
+	for _, u := range sizes {
+		num, ok := strings.CutSuffix(s, u.suffix)
+		if !ok {
+			continue
+		}
+		v, err := strconv.ParseFloat(strings.TrimSpace(num), 64)
+		if err != nil || !(v >= 0 && v*u.factor < math.MaxInt64) {
+			return 0, false
+		}
+		return int64(v * u.factor), true
+	}
+	return 0, false
+}
+
+func formatSize(n int64) string {
+	for i := 3; i >= 0; i-- {
+		if u := sizes[i]; n >= int64(u.factor) {
+			return strconv.FormatFloat(float64(n)/u.factor, 'f', -1, 64) + u.suffix
+		}
+	}
+	return strconv.FormatInt(n, 10) + "B"
+}
+
+func (d *decoder) size(to *int64, least, most int64) func(node) {
+	return func(n node) {
+		v, ok := parseSize(n.Value)
+		if !ok || n.Kind != yaml.ScalarNode || v < least || v > most {
+			d.expected(n, fmt.Sprintf("a size from %s to %s, such as 1MiB", formatSize(least), formatSize(most)))
+			return
+		}
+		*to = v
+	}
+}
+
+func (d *decoder) level(to *slog.Level) func(node) {
+	return func(n node) {
+		var name string
+		d.oneOf(&name, "debug", "info", "warn", "error")(n)
+		if name != "" {
+			_ = to.UnmarshalText([]byte(name)) // the four names are slog's own
+		}
+	}
+}

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/throughline-mqtt/throughline/admin"
+	"github.com/throughline-mqtt/throughline/bridge/outbox"
+	"github.com/throughline-mqtt/throughline/store"
+)
+
+// maxListing bounds an answer of the admin API.
+const maxListing = 256 << 20
+
+// runOutbox lists and shows what waits and what is dead: of the running broker, or,
+// if none runs, of its data directory.
+func runOutbox(ctx context.Context, c *cli, args []string) int {
+	if len(args) == 0 {
+		return c.misuse("outbox: say what to do: ls or show")
+	}
+	switch args[0] {
+	case "ls":
+		return outboxList(ctx, c, args[1:])
+	case "show":
+		return outboxShow(ctx, c, args[1:])
+	case "retry", "purge", "compact":
+		return notYet("outbox "+args[0])(ctx, c, nil)
+	case "-h", "-help", "--help":
+		code, _ := c.parse(c.flags("outbox"), []string{"-h"})
+		return code
+	}
+	return c.misuse("outbox: unknown action %q", args[0])
+}
+
+func outboxFlags(c *cli, name string) (fs *flag.FlagSet, file *string, asJSON *bool) {
+	fs = c.flags(name)
+	return fs, fs.String("config", "", "configuration `FILE` of the broker"), fs.Bool("json", false, "write JSON")
+}
+
+func outboxList(ctx context.Context, c *cli, args []string) int {
+	fs, file, asJSON := outboxFlags(c, "outbox ls")
+	q := url.Values{}
+	for name, about := range map[string]string{
+		"id": "only this webhook-id", "rule": "only of this rule", "destination": "only to this destination",
+		"state": "only queued or only dead", "older_than": "only what was published longer ago than this `DURATION`",
+		"limit": "list `N` at the most (default 100)",
+	} {
+		fs.Func(strings.ReplaceAll(name, "_", "-"), about, func(v string) error { q.Set(name, v); return nil })
+	}
+	if code, done := c.parse(fs, args); done {
+		return code
+	}
+	if fs.NArg() > 0 {
+		return c.misuse("outbox ls: unexpected argument %q", fs.Arg(0))
+	}
+	if _, err := admin.ParseFilter(q); err != nil {
+		return c.misuse("outbox ls: %v", err)
+	}
+	l, code := c.outbox(ctx, *file, "/api/v1/outbox?"+q.Encode(), func(o admin.Outbox) (admin.Listing, error) {
+		f, _ := admin.ParseFilter(q) // parsed above
+		return admin.List(o, f)
+	})
+	if code != exitOK {
+		return code
+	}
+	if *asJSON {
+		return c.writeJSON(l)
+	}
+	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ID\tSTATE\tRULE\tDESTINATION\tAGE\tATTEMPTS\tTRACE\tWHY")
+	for _, r := range l.Records {
+		why := r.Reason
+		if r.LastError != "" {
+			why = strings.TrimPrefix(why+": "+r.LastError, ": ")
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%v\t%d\t%s\t%s\n", printable(r.ID), r.State, r.Rule, r.Destination,
+			time.Since(r.Published).Round(time.Second), r.Attempts, printable(r.TraceID), printable(why))
+	}
+	if err := w.Flush(); err != nil {
+		return c.fail(err, "")
+	}
+	if l.More {
+		fmt.Fprintln(c.stderr, "there are more; -limit lists up to 10000")
+	}
+	return exitOK
+}
+
+func outboxShow(ctx context.Context, c *cli, args []string) int {
+	fs, file, asJSON := outboxFlags(c, "outbox show")
+	if code, done := c.parse(fs, args); done {
+		return code
+	}
+	if fs.NArg() != 1 {
+		return c.misuse("outbox show: expected one webhook-id")
+	}
+	id := fs.Arg(0)
+	l, code := c.outbox(ctx, *file, "/api/v1/outbox/"+url.PathEscape(id), func(o admin.Outbox) (admin.Listing, error) {
+		return admin.Show(o, id)
+	})
+	switch {
+	case code != exitOK:
+		return code
+	case len(l.Records) == 0:
+		return c.fail(fmt.Errorf("no record or dead letter has the webhook-id %q", id), "")
+	case *asJSON:
+		return c.writeJSON(l)
+	}
+	for i, r := range l.Records {
+		if i > 0 {
+			fmt.Fprintln(c.stdout)
+		}
+		showRecord(c.stdout, r)
+	}
+	return exitOK
+}
+
+func showRecord(out io.Writer, r admin.Record) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := func(name string, v any) {
+		if s := fmt.Sprint(v); s != "" {
+			fmt.Fprintf(w, "%s\t%s\n", name, printable(s))
+		}
+	}
+	row("id", r.ID)
+	row("state", r.State)
+	row("reason", r.Reason)
+	row("rule", r.Rule)
+	row("destination", r.Destination)
+	if r.Lane != nil {
+		row("lane", *r.Lane)
+	}
+	row("topic", r.Topic)
+	row("clientid", r.ClientID)
+	row("published", r.Published.Format(time.RFC3339Nano))
+	row("attempts", r.Attempts)
+	if !r.Next.IsZero() {
+		row("next", r.Next.Format(time.RFC3339))
+	}
+	row("last error", r.LastError)
+	if r.Status != 0 {
+		row("last status", r.Status)
+	}
+	row("trace", r.TraceID)
+	row("rule set", r.Generation)
+	row("body", r.Body)
+	if len(r.BodyBase64) > 0 {
+		row("body", strconv.Itoa(len(r.BodyBase64))+" bytes that are no text")
+	}
+	row("response", r.Response)
+	_ = w.Flush() // to a terminal or a pipe that is gone
+}
+
+// outbox asks the running broker, or reads the data directory if none runs.
+func (c *cli) outbox(ctx context.Context, file, path string, atRest func(admin.Outbox) (admin.Listing, error)) (admin.Listing, int) {
+	cfg, ok := c.configFor(file)
+	if !ok {
+		return admin.Listing{}, exitProblem
+	}
+	if cfg.Admin.Address != "" {
+		l, err := askBroker(ctx, cfg.Admin, path)
+		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) {
+			if err != nil {
+				return l, c.fail(err, "")
+			}
+			return l, exitOK
+		}
+	}
+	name := filepath.Join(cfg.DataDir, storeFile)
+	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+		return admin.Listing{}, c.fail(fmt.Errorf("no broker answers on %s, and there is no %s", cfg.Admin.Address, name),
+			"-config names the broker's configuration file")
+	}
+	l, err := readAtRest(ctx, name, atRest)
+	switch {
+	case errors.Is(err, store.ErrLocked):
+		return l, c.fail(err, "a broker runs on this data directory, but none answers on the admin address "+strconv.Quote(cfg.Admin.Address))
+	case err != nil:
+		return l, c.fail(err, "")
+	}
+	return l, exitOK
+}
+
+func readAtRest(ctx context.Context, name string, read func(admin.Outbox) (admin.Listing, error)) (l admin.Listing, err error) {
+	st, err := store.Open(name, store.Options{Buckets: outbox.Buckets(), LockTimeout: 200 * time.Millisecond})
+	if err != nil {
+		return l, err
+	}
+	defer func() { err = errors.Join(err, st.Close(ctx)) }()
+	o, err := outbox.Open(st, outbox.Options{})
+	if err != nil {
+		return l, err
+	}
+	return read(o)
+}
+
+// askBroker gets a listing from the admin API. 404 is an empty one.
+func askBroker(ctx context.Context, a adminConfig, path string) (l admin.Listing, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+a.Address+path, nil)
+	if err != nil {
+		return l, err
+	}
+	if a.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+a.Token)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return l, fmt.Errorf("ask the broker: %w", err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxListing))
+	switch {
+	case err != nil:
+		return l, fmt.Errorf("ask the broker: %w", err)
+	case resp.StatusCode == http.StatusNotFound:
+		return l, nil
+	case resp.StatusCode != http.StatusOK:
+		return l, fmt.Errorf("ask the broker: %s: %s", resp.Status, printable(string(body)))
+	}
+	if err := json.Unmarshal(body, &l); err != nil {
+		return l, fmt.Errorf("ask the broker: read its answer: %w", err)
+	}
+	return l, nil
+}
+
+func (c *cli) writeJSON(v any) int {
+	e := json.NewEncoder(c.stdout)
+	e.SetIndent("", "  ")
+	if err := e.Encode(v); err != nil {
+		return c.fail(err, "")
+	}
+	return exitOK
+}
+
+// printable replaces what a terminal might act on: ids, topics and answers come from outside.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r != ' ' && !strconv.IsPrint(r) {
+			return '\uFFFD'
+		}
+		return r
+	}, s)
+}
