@@ -61,11 +61,11 @@ func startApp(ctx context.Context, cfg config, log *slog.Logger) (_ *app, err er
 	}()
 
 	// What is started later is stopped earlier, but for the admin API, which answers to the end.
-	queue, err := a.openOutbox(cfg)
+	tracer, err := a.startTracer(cfg.Trace)
 	if err != nil {
 		return nil, err
 	}
-	tracer, err := a.startTracer(cfg.Trace)
+	queue, err := a.openOutbox(cfg)
 	if err != nil {
 		return nil, err
 	}
