@@ -36,6 +36,12 @@ type breaker struct {
 
 // record takes an attempt's outcome in. who names the record's lane.
 func (b *breaker) record(c Class, who string, quiet time.Time) {
+	if quiet.After(b.until) {
+		b.until = quiet
+	}
+	if b.open == Poison && c != Success {
+		return // no other failure shows that the bad deploy is over
+	}
 	if c != Poison {
 		b.refused = nil
 	}
@@ -47,9 +53,7 @@ func (b *breaker) record(c Class, who string, quiet time.Time) {
 		b.open, b.last, b.failures, b.until = "", "", 0, time.Time{}
 		b.window <<= 1
 	case Poison: // it answers, so it is neither down nor gone
-		if b.open != Poison {
-			b.open, b.failures, b.window, b.until = "", 0, 0, time.Time{}
-		}
+		b.open, b.failures, b.window, b.until = "", 0, 0, time.Time{}
 		if b.refused == nil {
 			b.refused = map[string]struct{}{}
 		}
@@ -65,9 +69,6 @@ func (b *breaker) record(c Class, who string, quiet time.Time) {
 		b.failures++
 		b.window = b.window<<1 | 1
 		b.last = c
-		if quiet.After(b.until) {
-			b.until = quiet
-		}
 		failed := bits.OnesCount32(b.window & (1<<breakerWindow - 1))
 		if b.open != "" || b.failures >= breakerRow || failed >= breakerWindow/2 {
 			b.open = c

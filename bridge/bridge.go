@@ -38,9 +38,10 @@ type (
 var ErrFull = outbox.ErrFull
 
 // Queue is the durable queue as far as deliveries need it. Its methods are
-// called from several goroutines at once and don't wait for the disk. The
-// commits of Remove, Reschedule and Bury are not waited for: if one is lost in a
-// crash, its record is sent again.
+// called from several goroutines at once and don't wait for the disk. Nothing
+// depends on the commits of Remove, Reschedule and Bury: if one is lost in a
+// crash, its record is sent again. Bury's is waited for now and then, so that a
+// slow disk slows it down.
 type Queue interface {
 	// Append stores records, all or none.
 	Append(recs []Record) (*Commit, error)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -272,27 +273,38 @@ func TestPoisonAfterOutage(t *testing.T) {
 	})
 }
 
-// When everything is refused it is the deploy: nothing is dead-lettered.
+// When everything is refused it is the deploy: nothing is dead-lettered, even
+// if the destination is out of reach now and then.
 func TestBadDeploy(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
-		r.center.status(400)
-		for n := range 200 {
-			r.add(fmt.Sprint(n%100), fmt.Sprint(n))
-		}
-		time.Sleep(10*time.Minute + 500*time.Millisecond)
-		if got := len(r.queue.buried()); got != 0 {
-			t.Errorf("%d dead letters", got)
-		}
-		if got := len(r.center.all()); got > 20+300 {
-			t.Errorf("%d attempts, want a probe every two seconds", got)
-		}
-		r.center.status(200)
-		time.Sleep(2 * time.Second)
-		if n := r.queue.queued(); n != 0 {
-			t.Errorf("%d records queued after the deploy was mended", n)
-		}
-	})
+	for name, other := range map[string]int{"refused": 400, "and down at times": 503, "and gone at times": 410} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t)
+				var n atomic.Int64
+				r.center.answers(func(context.Context, sent) bridge.Response {
+					if n.Add(1)%20 == 0 {
+						return bridge.Response{Status: other}
+					}
+					return bridge.Response{Status: 400}
+				})
+				for n := range 200 {
+					r.add(fmt.Sprint(n%100), fmt.Sprint(n))
+				}
+				time.Sleep(30*time.Minute + 500*time.Millisecond)
+				if got := len(r.queue.buried()); got != 0 {
+					t.Errorf("%d dead letters", got)
+				}
+				if got := len(r.center.all()); got > 20+900 {
+					t.Errorf("%d attempts, want a probe every two seconds", got)
+				}
+				r.center.status(200)
+				time.Sleep(2 * time.Second)
+				if n := r.queue.queued(); n != 0 {
+					t.Errorf("%d records queued after the deploy was mended", n)
+				}
+			})
+		})
+	}
 }
 
 // Only poison answers in a row, over five lanes, are a bad deploy; the fifth
@@ -366,29 +378,33 @@ func TestConfigurationError(t *testing.T) {
 // An attempt that was under way when the definition changed says nothing about
 // the new one.
 func TestDefinitionChangesUnderWay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
-		d := to(nc)
-		d.URL = "http://127.0.0.1:9090/notify"
-		r.center.answers(func(_ context.Context, s sent) bridge.Response {
-			if s.URL == d.URL {
-				return bridge.Response{Status: 200}
-			}
-			time.Sleep(5 * time.Second)
-			return bridge.Response{Status: 404}
+	for _, status := range []int{404, 410, 503} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t)
+				d := to(nc)
+				d.URL = "http://127.0.0.1:9090/notify"
+				r.center.answers(func(_ context.Context, s sent) bridge.Response {
+					if s.URL == d.URL {
+						return bridge.Response{Status: 200}
+					}
+					time.Sleep(5 * time.Second)
+					return bridge.Response{Status: status}
+				})
+				for n := range 10 {
+					r.add(fmt.Sprint(n), fmt.Sprint(n))
+				}
+				synctest.Wait()
+				r.define(d)
+				time.Sleep(5 * time.Second)
+				synctest.Wait()
+				if n, dead := r.queue.queued(), r.queue.buried(); n != 0 || len(dead) != 0 {
+					t.Errorf("%d records queued, %d dead letters", n, len(dead))
+				}
+				r.wantMetric("throughline_delivery_breaker_open{destination=notification-center}", 0)
+			})
 		})
-		for n := range 10 {
-			r.add(fmt.Sprint(n), fmt.Sprint(n))
-		}
-		synctest.Wait()
-		r.define(d)
-		time.Sleep(5 * time.Second)
-		synctest.Wait()
-		if n := r.queue.queued(); n != 0 {
-			t.Errorf("%d records queued", n)
-		}
-		r.wantMetric("throughline_delivery_breaker_open{destination=notification-center}", 0)
-	})
+	}
 }
 
 func TestGone(t *testing.T) {
@@ -636,15 +652,16 @@ func TestQueueFailure(t *testing.T) {
 	})
 }
 
-// What waits costs no goroutine, and a lane without records is forgotten.
+// What waits costs no goroutine, and a hundred thousand lanes are all sent at
+// once when the destination is back.
 func TestManyLanes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		r.center.status(503)
-		const lanes, each = 100_000, 2
+		const lanes, records = 100_000, 110_000
 		before := runtime.NumGoroutine()
-		recs := make([]bridge.Record, 0, lanes*each)
-		for n := range lanes * each {
+		recs := make([]bridge.Record, 0, records)
+		for n := range records {
 			recs = append(recs, bridge.Record{Destination: nc, Lane: fmt.Sprint(n % lanes), Ordered: true})
 		}
 		if _, err := r.Append(recs); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/throughline-mqtt/throughline/bridge"
 	"github.com/throughline-mqtt/throughline/bridge/outbox"
+	"github.com/throughline-mqtt/throughline/store"
 	"github.com/throughline-mqtt/throughline/tracectx"
 	"github.com/throughline-mqtt/throughline/tracectx/tracectxtest"
 )
@@ -111,7 +112,7 @@ func (q *memQueue) Bury(seq uint64, d bridge.DeadLetter) *bridge.Commit {
 	defer q.mu.Unlock()
 	delete(q.records, seq)
 	q.dead = append(q.dead, d)
-	return nil
+	return store.Completed(nil)
 }
 
 func (q *memQueue) queued() int {

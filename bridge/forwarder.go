@@ -27,6 +27,7 @@ type forwarder struct {
 	breaker breaker
 	notices notices
 	active  int // goroutines
+	buried  int // bytes of dead letters whose flush nobody has waited for
 	stopped bool
 
 	timer *time.Timer
@@ -45,8 +46,16 @@ func newForwarder(b *Bridge, name string) *forwarder {
 	}
 }
 
-// ownFailureWait is how long a record waits that the queue can't read.
-const ownFailureWait = 5 * time.Second
+const (
+	// ownFailureWait is how long a record waits that the queue can't read.
+	ownFailureWait = 5 * time.Second
+	// buriedAhead bounds, for each goroutine, the dead letters that wait in
+	// memory for a slow disk: a backlog that expires as a whole is read faster
+	// than it is written.
+	buriedAhead = 1 << 20
+	// buriedBeside is about what one takes beside its body.
+	buriedBeside = 1 << 10
+)
 
 // define sets where the records go, and starts afresh if that has changed.
 func (f *forwarder) define(r *route) {
@@ -344,6 +353,7 @@ func (f *forwarder) failed(class Class, j job, rec Record, a attempted) outcome 
 		p.refused = min(p.refused+1, poisonAttempts)
 	}
 	f.mu.Lock()
+	stale := j.route != f.route
 	before := f.breaker.open == ""
 	f.judge(class, j, a.res)
 	after := f.breaker.open == ""
@@ -351,6 +361,7 @@ func (f *forwarder) failed(class Class, j job, rec Record, a attempted) outcome 
 
 	reason := ""
 	switch {
+	case stale: // what the destination was before says nothing about what it is
 	case class == Gone && before: // those after the first are kept
 		reason = ReasonGone
 	case class == Poison && p.refused == poisonAttempts && before && after: // else it is a bad deploy
@@ -400,9 +411,9 @@ func (f *forwarder) judge(class Class, j job, res Response) {
 	}
 }
 
-// bury makes a dead letter of a record.
+// bury makes a dead letter of a record. It waits for the disk now and then.
 func (f *forwarder) bury(seq uint64, rec Record, reason string, res Response) {
-	f.bridge.queue.Bury(seq, DeadLetter{
+	commit := f.bridge.queue.Bury(seq, DeadLetter{
 		Record:   rec,
 		Reason:   reason,
 		Buried:   time.Now(),
@@ -413,6 +424,17 @@ func (f *forwarder) bury(seq uint64, rec Record, reason string, res Response) {
 	f.tell(slog.LevelError, "dead letter: "+reason+": "+rec.LastError, "record is a dead letter",
 		"reason", reason, "failure", rec.LastError, "attempts", rec.Attempts,
 		"rule", rec.Rule, "webhook_id", rec.ID, "trace_id", rec.TraceID)
+
+	f.mu.Lock()
+	f.buried += len(rec.Body) + buriedBeside
+	ahead := f.buried >= buriedAhead
+	if ahead {
+		f.buried = 0
+	}
+	f.mu.Unlock()
+	if ahead {
+		_ = commit.Wait(f.bridge.ctx) // a failed flush is the store's to tell; the record is still queued at the next start
+	}
 }
 
 // tell logs what was not logged lately under this text.

@@ -157,6 +157,48 @@ func TestRestartOnDisk(t *testing.T) {
 	}
 }
 
+// A backlog that expires all at once is not read into memory while the disk
+// can't take it, and is all dead letters in the end.
+func TestExpiryWaitsForDisk(t *testing.T) {
+	d := to(nc)
+	d.MaxAge = time.Nanosecond
+	d.Concurrency = 1
+	p := start(t, filepath.Join(t.TempDir(), "outbox.db"), quick)
+	defer p.stop(t)
+	const records = 400
+	var last *bridge.Commit
+	for range records {
+		c, err := p.Append([]bridge.Record{{Destination: nc, Body: make([]byte, 16<<10)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = c
+	}
+	held, release := make(chan struct{}), make(chan struct{})
+	last.Watch(func(error) { close(held); <-release }) // the disk stands still
+	<-held
+	p.SetDestinations([]bridge.Destination{d})
+	await(t, "the first to expire", func() bool { return inQueue(t, p) < records })
+	for before := records; inQueue(t, p) < before; { // until no more are taken out
+		before = inQueue(t, p)
+		time.Sleep(100 * time.Millisecond)
+	}
+	if n := records - inQueue(t, p); n > records/2 {
+		t.Errorf("%d of %d records were taken out while nothing is written", n, records)
+	}
+	close(release)
+	await(t, "all dead letters", func() bool { return p.outbox.Stats().DeadLetters == records })
+}
+
+// inQueue counts the records that are not about to leave.
+func inQueue(t *testing.T, p *process) int {
+	n := 0
+	if err := p.outbox.List(bridge.Filter{Which: bridge.QueuedOnly}, func(bridge.Entry) bool { n++; return true }); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // Against a webhook that fails in bursts and every now and then breaks the
 // connection, every record arrives, in order per lane.
 func TestOrderOverHTTP(t *testing.T) {

@@ -520,7 +520,8 @@ func (o *Outbox) appended(err error, refs []Ref, values [][]byte, accounts []*ac
 // Watch calls fn with all that is stored, some at a time and before it returns, and from then on with what each append
 // adds, right before that append's commit is done: each record once, in the order of Seq, never two calls at a time. fn
 // owns the slice; it must not block, since the store's committer runs it, but may call the outbox. An outbox can be watched
-// once. After an error, which is that of reading the store, not all has been announced.
+// once. After an error, which is that of reading the store, not all has been announced, nothing more will be, and the
+// outbox is not watched.
 func (o *Outbox) Watch(fn func([]Ref)) error {
 	o.mu.Lock()
 	if o.watcher != nil {
@@ -535,6 +536,9 @@ func (o *Outbox) Watch(fn func([]Ref)) error {
 	for from := uint64(0); from <= last; {
 		refs, next, err := o.readRefs(from, last, lanes)
 		if err != nil {
+			o.mu.Lock()
+			o.watcher, o.replaying = nil, nil // else what is appended would pile up for nobody
+			o.mu.Unlock()
 			return fmt.Errorf("watch outbox in %s: %w", o.st.Path(), err)
 		}
 		if len(refs) > 0 {

@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -481,6 +482,26 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// TestWatchFails: after an error nobody is told of what is appended, and nothing is kept for him.
+func TestWatchFails(t *testing.T) {
+	st, ob := open(t, filepath.Join(t.TempDir(), "outbox.db"), outbox.Options{})
+	recs := []outbox.Record{whole(), whole()}
+	commit(t, ob, recs)
+	state := store.Op{Bucket: "outbox.state", Key: binary.BigEndian.AppendUint64(nil, recs[1].Seq), Value: []byte{1}}
+	wait(t, st.Write([]store.Op{state}))
+	if err := ob.Watch(func([]outbox.Ref) { t.Error("told of records after the damaged one") }); !errors.Is(err, store.ErrCorrupt) {
+		t.Fatalf("error %v", err)
+	}
+	commit(t, ob, []outbox.Record{whole()})
+
+	state.Value = nil
+	wait(t, st.Write([]store.Op{state}))
+	announced := 0
+	if err := ob.Watch(func(refs []outbox.Ref) { announced += len(refs) }); err != nil || announced != 3 {
+		t.Errorf("%d announced, error %v, want all 3 from the store", announced, err)
+	}
+}
+
 // TestConcurrentUse: every acknowledged record is announced once, before its commit is done, in the order of Seq, and
 // what is removed is gone, whatever runs at the same time.
 func TestConcurrentUse(t *testing.T) {
@@ -567,7 +588,9 @@ func TestStats(t *testing.T) {
 	for i := range 500 { // all but the oldest and the newest leave, from the middle outwards
 		j := (i + 250) % 500
 		if j != 0 && j != 499 {
-			ob.Remove(recs[j].Seq)
+			if err := ob.Remove(recs[j].Seq).Err(); err != nil { // it isn't flushed
+				t.Fatal(err)
+			}
 		}
 	}
 	wait(t, ob.Reschedule(recs[0].Seq, 1, noon, "")) // flushed after the removals
