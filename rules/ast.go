@@ -97,7 +97,6 @@ type unary struct {
 type binary struct {
 	span
 	op   tokenKind
-	opAt span
 	l, r expr
 }
 
@@ -148,43 +147,6 @@ func isCondition(x expr) bool {
 func isComparison(x expr) bool {
 	b, ok := x.(*binary)
 	return ok && b.op.isComparison()
-}
-
-// walk calls fn for x and everything below it, parents first.
-func walk(x expr, fn func(expr)) {
-	if x == nil {
-		return
-	}
-	fn(x)
-	switch x := x.(type) {
-	case *call:
-		walkAll(x.args, fn)
-	case *unary:
-		walk(x.x, fn)
-	case *binary:
-		walk(x.l, fn)
-		walk(x.r, fn)
-	case *not:
-		walk(x.x, fn)
-	case *in:
-		walk(x.x, fn)
-		walkAll(x.list, fn)
-	case *list:
-		walkAll(x.elems, fn)
-	case *caseOf:
-		walk(x.subject, fn)
-		for _, w := range x.whens {
-			walk(w.cond, fn)
-			walk(w.then, fn)
-		}
-		walk(x.other, fn)
-	}
-}
-
-func walkAll(xs []expr, fn func(expr)) {
-	for _, x := range xs {
-		walk(x, fn)
-	}
 }
 
 // text is the path as messages show it.

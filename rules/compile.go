@@ -31,7 +31,7 @@ type output struct {
 // compile turns a statement's text into a program. Every mistake is reported; the
 // program is of no use if one of them is an error.
 func compile(text string, report func(diagnostic)) *program {
-	c := &compiler{text: text, report: report}
+	c := &compiler{report: report}
 	st := parse(text, report)
 	c.from(st)
 	if st.foreach {
@@ -42,24 +42,25 @@ func compile(text string, report func(diagnostic)) *program {
 	for i, it := range st.items {
 		c.item(i, it)
 		safe = safe && (it.star || isSafe(it.x))
-		c.selectReads = c.selectReads || readsPayload(it.x)
 	}
 	if st.where != nil {
 		c.inWhere = true
 		c.where = c.condition(st.where)
-		c.whereFirst = safe && !c.whereReadsOutputs
+		c.whereFirst = safe && !c.whereReadsOutputs && !c.selectMayRead
 	}
 	return &c.program
 }
 
 type compiler struct {
 	program
-	text   string
 	report func(diagnostic)
 	// writes are the outputs so far. A reference may mean one of them.
 	writes            []write
 	inWhere           bool
 	whereReadsOutputs bool
+	// selectMayRead: it depends on an output called payload whether SELECT reads
+	// into the message's.
+	selectMayRead bool
 }
 
 // write is what one item writes to the outputs.
@@ -180,17 +181,6 @@ func isSafe(x expr) bool {
 	return false
 }
 
-// readsPayload reports whether x reads a field of the payload.
-func readsPayload(x expr) bool {
-	reads := false
-	walk(x, func(x expr) {
-		if r, ok := x.(*ref); ok && len(r.steps) > 1 && r.root().key == "payload" {
-			reads = true
-		}
-	})
-	return reads
-}
-
 // ref compiles a reference: the outputs first, as far as they can differ from the
 // row, then the row.
 func (c *compiler) ref(r *ref) evalFn {
@@ -207,8 +197,11 @@ func (c *compiler) ref(r *ref) evalFn {
 		}
 	}
 	c.checkName(r)
-	fromRow := rowPath(r)
-	if !c.mayDiffer(r) {
+	fromRow, differs := rowPath(r), c.mayDiffer(r)
+	if !c.inWhere && r.root().key == "payload" && len(r.steps) > 1 {
+		c.selectReads, c.selectMayRead = true, c.selectMayRead || differs
+	}
+	if !differs {
 		return fromRow
 	}
 	c.whereReadsOutputs = c.whereReadsOutputs || c.inWhere
@@ -251,7 +244,11 @@ func (c *compiler) checkName(r *ref) {
 		c.warn(root.span, "double-quoted-value", hint, "no column is called %s", quote(root.key))
 		return
 	}
-	c.warn(root.span, "unknown-column", didYouMean(root.key, slices.Concat(c.roots, knownColumns)), "no source of the FROM clause has a column %s", quote(root.key))
+	hint := didYouMean(root.key, slices.Concat(c.roots, knownColumns))
+	if strings.EqualFold(root.key, "null") {
+		hint = "there is no literal NULL: is_null(x) and is_null_var(x) ask for it, null() is undefined"
+	}
+	c.warn(root.span, "unknown-column", hint, "no source of the FROM clause has a column %s", quote(root.key))
 }
 
 // rowPath reads a path of the row. Only the payload must be JSON to be read into;

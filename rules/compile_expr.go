@@ -271,7 +271,7 @@ func (c *compiler) call(x *call) evalFn {
 			e.args = append(e.args, v)
 		}
 		v, err := f.eval(e, e.args[base:])
-		if failed := (*fault)(nil); errors.As(err, &failed) && failed.outcome == BadArgument {
+		if failed, ok := errors.AsType[*fault](err); ok && failed.outcome == BadArgument {
 			err = badArgument("%s: %s", x.name, failed.message)
 		}
 		return v, err

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -121,6 +122,8 @@ func (f *file) url(n *yaml.Node) string {
 		return bad("", "a url begins with http:// or https://, found %s", quote(text))
 	case u.Hostname() == "":
 		return bad("", "the url has no host: %s", quote(text))
+	case u.Port() != "" && !isPort(u.Port()):
+		return bad("", "the url has no such port: %s", quote(text))
 	case u.User != nil:
 		bad("send them in a header: Authorization: \"Basic ${file:...}\"", "credentials do not belong into a url")
 		shown := &f.problems[len(f.problems)-1].Source
@@ -130,6 +133,11 @@ func (f *file) url(n *yaml.Node) string {
 		return bad("", "a url to send to has no fragment: %s", quote("#"+u.Fragment))
 	}
 	return text
+}
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
 }
 
 func (d *destinationDecl) trace(n *yaml.Node) {

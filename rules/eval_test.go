@@ -40,6 +40,7 @@ func TestSelect(t *testing.T) {
 		{"booleans", `[true, false]`, `[true,false]`},
 		{"sign", `[-5, +5, - 1.5]`, `[-5,5,-1.5]`},
 		{"big integer", `12345678901234567890`, `12345678901234567890`},
+		{"big integers in a list", `[12345678901234567890, -12345678901234567890]`, `[12345678901234567890,-12345678901234567890]`},
 		{"column", `clientid`, `"v7"`},
 		{"unknown column", `"username"`, ``},
 		{"path", `payload.pos.lat`, `52.5`},

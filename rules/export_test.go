@@ -2,6 +2,8 @@ package rules
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -46,3 +48,6 @@ func MatchFilter(filter, topic string) bool { return matchFilter(filter, topic) 
 func Debounce(done, changes <-chan struct{}, quiet time.Duration, fire func()) {
 	debounce(done, changes, quiet, fire)
 }
+
+// FunctionNames are the functions that statements can call, sorted.
+func FunctionNames() []string { return slices.Sorted(maps.Keys(functions)) }

@@ -53,6 +53,7 @@ func FuzzLoad(f *testing.F) {
 		}
 	}
 	f.Add(hardBrake)
+	f.Add("destinations: {d: {url: 'http://h/'}}\nrules: [{name: r, sql: '', actions: [{http: d}]}]")
 	f.Add("rules:\r\n- sql: 'a\r\n\r\n  b'")
 	f.Add("rules: [{sql: \"\\x41\\u00e9\\\n  \\tb\"}]")
 	f.Fuzz(func(t *testing.T, text string) {
@@ -130,6 +131,7 @@ func FuzzOrder(f *testing.F) {
 		`SELECT clientid FROM "t" WHERE clientid = 'other' AND payload.b = 1`,
 		`SELECT *, payload.a[1] AS x FROM "t" WHERE lower(payload.b) = 'x'`,
 		`SELECT [payload.a, 'x'] AS x, payload FROM "t" WHERE payload.b IN (1, 'x') OR NOT payload.a`,
+		`SELECT payload AS p, p.a AS a, p AS payload FROM "t" WHERE clientid = 'c'`,
 	}
 	for i := range statements {
 		for _, payload := range []string{`{"a":{"z":2},"b":{"c":1}}`, `{"a":[1],"b":"x"}`, `{"b":2}`, `{"b":"12x"}`, `no`} {
@@ -154,6 +156,7 @@ func TestOrderThatShows(t *testing.T) {
 		`SELECT payload.a.b FROM "t" WHERE is_map(payload.a)`,
 		`SELECT upper(payload.a) AS x FROM "t" WHERE payload.b > 1`,
 		`SELECT payload.a > 1 AS x FROM "t" WHERE payload.b > 1`,
+		`SELECT '{"x":1}' AS payload, payload.x AS x FROM "t" WHERE clientid = 'c'`,
 	} {
 		if whereFirst, _ := rules.BothOrders(sql, nil); whereFirst {
 			t.Errorf("%s runs WHERE first", sql)

@@ -50,7 +50,10 @@ func depthWithin(text string, limit int) bool {
 	return true
 }
 
-// cursor walks text that is known to be valid JSON.
+// cursor walks text that is known to be valid JSON. It is not gjson's ForEach
+// since that converts every number and string that it passes, which makes a match
+// on 4 KiB cost 1.6 times as much, and passes over a value once for each level
+// above it, which makes decoding the deepest text cost 7 times as much.
 type cursor struct {
 	s string
 	i int

@@ -98,7 +98,10 @@ func (l *loader) rule(f *file, n *yaml.Node) {
 		field{"enabled", func(_, n *yaml.Node) { f.bool(n, "enabled", &d.Enabled) }},
 		field{"sql", func(_, n *yaml.Node) {
 			sql = n
-			d.SQL, _ = f.text(n, "sql")
+			var ok bool
+			if d.SQL, ok = f.text(n, "sql"); ok {
+				d.program = compile(d.SQL, func(p diagnostic) { f.within(n, p) })
+			}
 		}},
 		field{"actions", func(_, n *yaml.Node) { actions = n }},
 	)
@@ -112,9 +115,6 @@ func (l *loader) rule(f *file, n *yaml.Node) {
 		if missing.node == nil {
 			f.fail(n, "missing-key", "", "a rule needs %s", quote(missing.name))
 		}
-	}
-	if sql != nil && d.SQL != "" {
-		d.program = compile(d.SQL, func(p diagnostic) { f.within(sql, p) })
 	}
 	if actions != nil {
 		f.elements(actions, "actions", func(n *yaml.Node) { l.action(f, d, n) })

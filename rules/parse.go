@@ -81,9 +81,13 @@ func (p *parser) unexpected(want string, keywords ...string) {
 			p.tokens[p.at].kind, _ = keyword(Suggest(t.text, keywords))
 		}
 	case t.kind.isKeyword() && !t.kind.startsClause() && t.kind != keywordAs:
-		hint = fmt.Sprintf("%s is a reserved word: a column or field of that name must be quoted", t.kind)
+		hint = reservedHint(t.kind)
 	}
 	p.fail(t.span, "syntax", hint, "expected %s, found %s", want, t.describe())
+}
+
+func reservedHint(k tokenKind) string {
+	return fmt.Sprintf("%s is a reserved word: a column or field of that name must be quoted", k)
 }
 
 func (p *parser) expect(k tokenKind, want string) token {

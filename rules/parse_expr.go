@@ -11,7 +11,7 @@ func (p *parser) or() expr {
 	for p.peek().kind == keywordOr {
 		op := p.next()
 		r := p.and()
-		l = &binary{span: l.pos().to(r.pos()), op: op.kind, opAt: op.span, l: l, r: r}
+		l = &binary{span: l.pos().to(r.pos()), op: op.kind, l: l, r: r}
 	}
 	return l
 }
@@ -21,7 +21,7 @@ func (p *parser) and() expr {
 	for p.peek().kind == keywordAnd {
 		op := p.next()
 		r := p.not()
-		l = &binary{span: l.pos().to(r.pos()), op: op.kind, opAt: op.span, l: l, r: r}
+		l = &binary{span: l.pos().to(r.pos()), op: op.kind, l: l, r: r}
 	}
 	return l
 }
@@ -50,7 +50,7 @@ func (p *parser) predicate() expr {
 		if next := p.peek(); next.kind.isComparison() {
 			p.fail(next.span, "syntax", "join comparisons with AND", "comparisons cannot be chained")
 		}
-		return &binary{span: l.pos().to(r.pos()), op: t.kind, opAt: t.span, l: l, r: r}
+		return &binary{span: l.pos().to(r.pos()), op: t.kind, l: l, r: r}
 	case t.kind == keywordIn, t.kind == keywordNot && p.follows(keywordIn):
 		p.operand(l)
 		negated := p.accept(keywordNot)
@@ -123,7 +123,7 @@ func (p *parser) arithmetic(l expr, right func() expr) expr {
 	op := p.next()
 	p.operand(l)
 	r := p.operand(right())
-	return &binary{span: l.pos().to(r.pos()), op: op.kind, opAt: op.span, l: l, r: r}
+	return &binary{span: l.pos().to(r.pos()), op: op.kind, l: l, r: r}
 }
 
 func (p *parser) sign() expr {
@@ -221,15 +221,23 @@ func (p *parser) call(name token) expr {
 func (p *parser) brackets() expr {
 	open := p.next()
 	defer p.nest(open.span)()
-	from := p.at
-	if _, _, ok := p.signedInt(); ok && p.peek().kind == tokenDotDot {
+	if p.rangeFollows() {
+		p.signedInt()
 		p.next()
 		p.rangeEnd()
 		return &rangeList{open.span.to(p.last().span)}
 	}
-	p.at = from
 	elems := p.values(tokenRBracket, `"," or "]"`)
 	return &list{span: open.span.to(p.last().span), elems: elems}
+}
+
+// rangeFollows reports whether an integer, its sign or none, and .. come next.
+func (p *parser) rangeFollows() bool {
+	rest := p.tokens[p.at:]
+	if rest[0].kind == tokenMinus || rest[0].kind == tokenPlus {
+		rest = rest[1:]
+	}
+	return rest[0].kind == tokenInt && rest[1].kind == tokenDotDot
 }
 
 func (p *parser) rangeEnd() {
@@ -293,6 +301,10 @@ func (p *parser) key() step {
 	case tokenFloat:
 		p.fail(t.span, "syntax", "quote a numeric step: a.'1'.100", "%s reads as a float here", t.text)
 	default:
+		if t.kind.isKeyword() && t.start == p.last().end { // payload.from, not the clause that follows
+			p.next()
+			p.fail(t.span, "syntax", reservedHint(t.kind), "expected the name of a field, found %s", t.describe())
+		}
 		p.unexpected("the name of a field")
 	}
 	p.next()

@@ -103,8 +103,7 @@ func (o *Outcomes) Each(fn func(Outcome, uint64)) {
 }
 
 func (o *Outcomes) count(fired bool, err error, e *env) {
-	var failed *fault
-	errors.As(err, &failed)
+	failed, _ := errors.AsType[*fault](err)
 	switch {
 	case failed != nil && failed.outcome == PayloadNotJSON:
 		o.PayloadNotJSON.Add(1)
