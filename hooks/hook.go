@@ -47,7 +47,7 @@ func newHook(o Options) *hook {
 }
 
 // guarded are the methods that recover their panics: all that Provides names.
-var guarded = [...]string{"OnConnectAuthenticate", "OnACLCheck", "OnSessionEstablish", "OnSubscribe", "OnSubscribed", "OnPublish"}
+var guarded = [...]string{"OnConnectAuthenticate", "OnACLCheck", "OnSessionEstablish", "OnSubscribe", "OnSubscribed", "OnPublish", "OnPacketEncode"}
 
 // ID is the hook's name in mochi's log.
 func (h *hook) ID() string { return "throughline" }
@@ -56,7 +56,7 @@ func (h *hook) ID() string { return "throughline" }
 func (h *hook) Provides(b byte) bool {
 	switch b {
 	case mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablish,
-		mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnPublish:
+		mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnPublish, mqtt.OnPacketEncode:
 		return true
 	}
 	return false
@@ -126,10 +126,11 @@ const overLimit = "#/beyond-max-subscriptions"
 
 // OnSubscribe marks the filters beyond MaxSubscriptions, so that mochi refuses them. A filter
 // that the client has already is no further one [MQTT-3.8.4-3].
-func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) (out packets.Packet) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			h.panicked("OnSubscribe", cl, cause)
+			out = pk // mochi answers this packet: an empty one would get a SUBACK without id and codes
 		}
 	}()
 	if h.o.MaxSubscriptions <= 0 {
@@ -163,4 +164,20 @@ func (h *hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, reasonCodes []by
 			reasonCodes[i] = packets.ErrQuotaExceeded.Code
 		}
 	}
+}
+
+// OnPacketEncode tells MQTT 5 clients the limit that guard holds them to: without it they
+// have to take it that there is none (MQTT 5, 3.2.2.3.6), and a message beyond it would end their connection at
+// every attempt. mochi's CONNACK leaves it out.
+func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) (out packets.Packet) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.panicked("OnPacketEncode", cl, cause)
+			out = pk
+		}
+	}()
+	if pk.FixedHeader.Type == packets.Connack && pk.ProtocolVersion == 5 && h.o.MaxPacketSize > 0 {
+		pk.Properties.MaximumPacketSize = uint32(h.o.MaxPacketSize)
+	}
+	return pk
 }

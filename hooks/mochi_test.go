@@ -152,6 +152,26 @@ func TestOnPublishErrorThatWrapsACode(t *testing.T) {
 	}
 }
 
+// OnPublish neither sees nor stops a will: its messages owe nothing to any rule.
+func TestWillsSkipOnPublish(t *testing.T) {
+	address := servePlain(t, packets.ErrRejectPacket)
+	subscriber := connected(t, address, 4, "subscriber")
+	subscriber.subscribe("asked")
+	vehicle := dial(t, address, 4)
+	vehicle.send(packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Connect},
+		Connect: packets.ConnectParams{
+			ProtocolName: []byte("MQTT"), ClientIdentifier: "v7", Clean: true, Keepalive: 60,
+			WillFlag: true, WillTopic: "asked", WillPayload: []byte("gone"),
+		},
+	})
+	vehicle.read()
+	vehicle.conn.Close()
+	if got := show(subscriber.read()); got != "Publish asked" {
+		t.Errorf("subscriber got %s", got)
+	}
+}
+
 // truncatedSubscribe is an MQTT 5 SUBSCRIBE of eight bytes whose filter "a" has no options byte.
 var truncatedSubscribe = []byte{0x82, 6, 0, 1, 0, 0, 1, 'a'}
 

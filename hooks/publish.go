@@ -64,24 +64,9 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, 
 	why, cause := p.accept(&pk)
 	p.settled = true
 	if why != "" {
-		return pk, h.refuse(cl, p.qos, why, cause)
+		return pk, p.refuse(why, cause)
 	}
 	return pk, nil
-}
-
-// refuse counts a refusal and returns what makes mochi answer it: never with success.
-func (h *hook) refuse(cl *mqtt.Client, qos byte, why reason, cause error) error {
-	h.metrics.refusals[why].Inc()
-	if qos == 1 && cl.Properties.ProtocolVersion == 5 {
-		h.refusals.refused(nil, why, cause)
-		return packets.ErrQuotaExceeded // PUBACK 0x97; unwrapped, or mochi panics
-	}
-	var silent *guard.Conn
-	if qos > 0 {
-		silent, _ = cl.Net.Conn.(*guard.Conn)
-	}
-	h.refusals.refused(silent, why, cause)
-	return packets.ErrRejectPacket
 }
 
 // publish is one PUBLISH packet on its way through the rules. It doesn't hold the packet, which
@@ -98,6 +83,22 @@ type publish struct {
 	entry   tracectx.Span // nil until it is needed
 	report  bool          // false: the entry was needed for its ids alone
 	settled bool          // accept has returned, and not panicked
+	owed    string        // the destinations of its records, if they were refused for want of room
+}
+
+// refuse counts a refusal and returns what makes mochi answer it: never with success.
+func (p *publish) refuse(why reason, cause error) error {
+	p.h.metrics.refusals[why].Inc()
+	f := refusal{reason: why, cause: cause, owed: p.owed, received: p.received}
+	answer := packets.ErrRejectPacket
+	switch {
+	case p.qos == 1 && p.cl.Properties.ProtocolVersion == 5:
+		answer = packets.ErrQuotaExceeded // PUBACK 0x97; unwrapped, or mochi panics
+	case p.qos > 0:
+		f.conn, _ = p.cl.Net.Conn.(*guard.Conn)
+	}
+	p.h.refusals.refused(f)
+	return answer
 }
 
 // accept stores what the publish owes; a reason if it must not be acknowledged.
@@ -134,7 +135,7 @@ func (p *publish) accept(pk *packets.Packet) (reason, error) {
 	if err != nil {
 		why := appendFailed
 		if errors.Is(err, bridge.ErrFull) {
-			why = outboxFull
+			why, p.owed = outboxFull, destinations(records)
 		}
 		p.entry.Error("refused: " + err.Error())
 		return why, err
@@ -164,7 +165,7 @@ func (h *hook) await(commit Commit) (reason, error) {
 	}
 	commit.Watch(func(err error) {
 		if err == nil {
-			h.refusals.recovered() // the disk was slow, and is there again
+			h.refusals.releaseAgain() // the disk was slow, and is there again
 		}
 	})
 	return commitTimeout, fmt.Errorf("commit takes longer than %v", h.o.CommitWait)
@@ -311,6 +312,16 @@ func (p *publish) records(set *rules.Set, matches []rules.Match, matching time.T
 		}
 	}
 	return records
+}
+
+// destinations names those of the records, each once.
+func destinations(records []bridge.Record) string {
+	var names []string
+	for _, r := range records {
+		names = append(names, r.Destination)
+	}
+	slices.Sort(names)
+	return strings.Join(slices.Compact(names), ", ")
 }
 
 // origin is where the trace of the publish comes from, as a metric label.

@@ -2,6 +2,8 @@ package hooks
 
 import (
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,10 +17,6 @@ const (
 	// come back at once and send again what filled the outbox.
 	releasePause = 2 * time.Millisecond
 
-	// grace is what a publish that was refused just before room came back may take until its
-	// connection is remembered: no second tick would come for it.
-	grace = 100 * time.Millisecond
-
 	// settle is the least time between two releases. An outbox at its edge gives room and takes
 	// it away with every record.
 	settle = 10 * time.Second
@@ -27,40 +25,71 @@ const (
 // refusals remembers which connections wait for an acknowledgement that won't come, until they can
 // be closed: clients send again only after a reconnect. It says in the log when refusing begins and ends.
 // It is safe for concurrent use.
+//
+// What was refused is told apart by what it lacks: the destinations that the publish owed, or a
+// commit. A destination that stays full must not keep those waiting that another one has room for again.
 type refusals struct {
 	log   *slog.Logger
 	space <-chan struct{}
-	again chan struct{} // ticks when a commit that was late has succeeded
+	again chan struct{} // ticks when refused connections are to be released though space doesn't
 
 	waiting prometheus.Gauge
 	closed  prometheus.Counter
 
 	mu       sync.Mutex
-	refusing bool
-	count    int // refused since refusing began
-	conns    map[*guard.Conn]struct{}
+	released time.Time                // when the last release began
+	lacking  map[string]bool          // what publishes were refused for since then
+	count    int                      // how many
+	conns    map[*guard.Conn][]string // with what they lack
 }
 
 func newRefusals(log *slog.Logger, space <-chan struct{}, m *metrics) *refusals {
 	return &refusals{
 		log: log, space: space, again: make(chan struct{}, 1),
 		waiting: m.refusedWaiting, closed: m.refusedClosed,
-		conns: make(map[*guard.Conn]struct{}),
+		lacking: make(map[string]bool), conns: make(map[*guard.Conn][]string),
 	}
 }
 
-// refused notes a refusal. c is the connection if the client got no answer, else nil.
-func (r *refusals) refused(c *guard.Conn, reason reason, cause error) {
+// refusal is one publish that was not accepted.
+type refusal struct {
+	conn     *guard.Conn // nil if its client got an answer
+	reason   reason
+	cause    error
+	owed     string // destinations of its records, if the reason is outboxFull
+	received time.Time
+}
+
+func (r refusal) lacks() string {
+	if r.reason == outboxFull {
+		return r.owed
+	}
+	return string(r.reason)
+}
+
+// refused notes a refusal.
+func (r *refusals) refused(f refusal) {
+	lacks := f.lacks()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if c != nil {
-		r.conns[c] = struct{}{}
+	if f.conn != nil {
+		if !slices.Contains(r.conns[f.conn], lacks) {
+			r.conns[f.conn] = append(r.conns[f.conn], lacks)
+		}
 		r.waiting.Set(float64(len(r.conns)))
 	}
 	r.count++
-	if !r.refusing {
-		r.refusing = true
-		r.log.Error("refusing matching publishes", "reason", string(reason), "error", cause)
+	if f.reason == outboxFull && !f.received.After(r.released) {
+		// It may have been refused before the room that is being given away: then no tick
+		// comes for it.
+		if f.conn != nil {
+			r.releaseAgain()
+		}
+		return
+	}
+	if !r.lacking[lacks] {
+		r.lacking[lacks] = true
+		r.log.Error("refusing matching publishes", "reason", string(f.reason), "error", f.cause, "destinations", f.owed)
 	}
 }
 
@@ -72,8 +101,8 @@ func (r *refusals) forget(c *guard.Conn) {
 	r.waiting.Set(float64(len(r.conns)))
 }
 
-// recovered says that a commit which was given up has succeeded after all.
-func (r *refusals) recovered() {
+// releaseAgain makes for a release that space doesn't tick for. It doesn't block.
+func (r *refusals) releaseAgain() {
 	select {
 	case r.again <- struct{}{}:
 	default:
@@ -90,20 +119,15 @@ func (r *refusals) release(quit <-chan struct{}, closeConn func(*guard.Conn)) {
 		case <-quit:
 			return
 		}
-		if !pause(grace, quit) {
-			return
-		}
-		r.mu.Lock()
-		r.log.Info("accepting matching publishes again", "refused", r.count, "connections_to_close", len(r.conns))
-		r.refusing, r.count = false, 0
-		r.mu.Unlock()
-		for pause(releasePause, quit) {
-			c := r.next()
-			if c == nil {
-				break
+		for _, c := range r.begin() {
+			if !r.take(c) {
+				continue
 			}
 			closeConn(c)
 			r.closed.Inc()
+			if !pause(releasePause, quit) {
+				return
+			}
 		}
 		if !pause(settle, quit) {
 			return
@@ -111,19 +135,27 @@ func (r *refusals) release(quit <-chan struct{}, closeConn func(*guard.Conn)) {
 	}
 }
 
-// next takes a remembered connection; nil if there is none, or there is no room any more.
-func (r *refusals) next() *guard.Conn {
+// begin starts a release, and returns the connections that it is for.
+func (r *refusals) begin() []*guard.Conn {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.refusing {
-		return nil
+	r.log.Info("accepting matching publishes again", "refused", r.count, "connections_to_close", len(r.conns))
+	r.released, r.count = time.Now(), 0
+	clear(r.lacking)
+	return slices.Collect(maps.Keys(r.conns))
+}
+
+// take takes a connection that may be closed: it has not ended, and not all that it lacks has been
+// refused to others since the release began.
+func (r *refusals) take(c *guard.Conn) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !slices.ContainsFunc(r.conns[c], func(lacks string) bool { return !r.lacking[lacks] }) {
+		return false
 	}
-	for c := range r.conns {
-		delete(r.conns, c)
-		r.waiting.Set(float64(len(r.conns)))
-		return c
-	}
-	return nil
+	delete(r.conns, c)
+	r.waiting.Set(float64(len(r.conns)))
+	return true
 }
 
 // pause waits, and says whether quit is still open.

@@ -3,6 +3,7 @@ package hooks
 import (
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,7 +25,7 @@ func TestReleaseIsPaced(t *testing.T) {
 			close(ended)
 		}()
 		for range 1000 {
-			r.refused(new(guard.Conn), outboxFull, errors.New("full"))
+			r.refused(full(new(guard.Conn), "a"))
 		}
 		time.Sleep(time.Hour)
 		synctest.Wait()
@@ -33,14 +34,14 @@ func TestReleaseIsPaced(t *testing.T) {
 		}
 		begin = time.Now()
 		space <- struct{}{}
-		time.Sleep(grace + 500*releasePause + releasePause/2)
+		time.Sleep(499*releasePause + releasePause/2)
 		synctest.Wait()
 		if len(closed) != 500 {
 			t.Errorf("%d connections were closed half way, want 500", len(closed))
 		}
 
 		// Full again: the rest waits for the next tick, which has to wait itself.
-		r.refused(new(guard.Conn), outboxFull, errors.New("full"))
+		r.refused(full(new(guard.Conn), "a"))
 		time.Sleep(time.Second)
 		synctest.Wait()
 		if len(closed) != 500 {
@@ -64,19 +65,87 @@ func TestReleaseIsPaced(t *testing.T) {
 	})
 }
 
+// full is the refusal of a publish that was received now.
+func full(c *guard.Conn, owed string) refusal {
+	return refusal{conn: c, reason: outboxFull, cause: errors.New("full"), owed: owed, received: time.Now()}
+}
+
+// While destination b stays full, and says so all the time, the connections that wait for a are released.
+func TestADestinationThatStaysFullKeepsNobodyElseWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		space, quit := make(chan struct{}, 1), make(chan struct{})
+		r := newRefusals(slog.New(slog.DiscardHandler), space, newMetrics(nil))
+		waitsForB, waitsForBoth := new(guard.Conn), new(guard.Conn)
+		released := make(map[*guard.Conn]bool)
+		go r.release(quit, func(c *guard.Conn) { released[c] = true })
+		go func() {
+			for pause(releasePause/2, quit) {
+				r.refused(full(nil, "b"))
+			}
+		}()
+		for range 100 {
+			r.refused(full(new(guard.Conn), "a"))
+		}
+		r.refused(full(waitsForB, "b"))
+		r.refused(full(waitsForBoth, "a"))
+		r.refused(full(waitsForBoth, "b"))
+		time.Sleep(time.Second)
+		space <- struct{}{}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		delete(released, waitsForB) // may have come before b said again that it is full
+		if len(released) != 101 || !released[waitsForBoth] {
+			t.Errorf("%d connections were released, want the 101 that wait for a", len(released))
+		}
+		close(quit)
+		synctest.Wait()
+	})
+}
+
+// Room came back between a publish's refusal and its being noted: no second tick comes for it.
+func TestRefusalThatIsNotedLateIsReleased(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		space, quit := make(chan struct{}, 1), make(chan struct{})
+		r := newRefusals(slog.New(slog.DiscardHandler), space, newMetrics(nil))
+		var released atomic.Int64
+		go r.release(quit, func(*guard.Conn) { released.Add(1) })
+		for range 10 {
+			r.refused(full(new(guard.Conn), "a"))
+		}
+		late := full(new(guard.Conn), "a")
+		time.Sleep(time.Second)
+		space <- struct{}{}
+		time.Sleep(3 * releasePause)
+		r.refused(late)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if n := released.Load(); n != 10 {
+			t.Errorf("%d connections were released, want all 10 that were noted in time", n)
+		}
+		time.Sleep(settle)
+		synctest.Wait()
+		if n := released.Load(); n != 11 {
+			t.Errorf("%d connections were released, want the late one too", n)
+		}
+		close(quit)
+		synctest.Wait()
+	})
+}
+
 func TestForgottenConnectionsAreNotClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		quit := make(chan struct{})
 		r := newRefusals(slog.New(slog.DiscardHandler), nil, newMetrics(nil))
 		c := new(guard.Conn)
-		r.refused(c, commitTimeout, errors.New("late"))
-		r.refused(c, commitTimeout, errors.New("late"))
+		late := refusal{conn: c, reason: commitTimeout, cause: errors.New("late"), received: time.Now()}
+		r.refused(late)
+		r.refused(late)
 		if n := testutil.ToFloat64(r.waiting); n != 1 {
 			t.Errorf("%v connections wait, want 1", n)
 		}
 		r.forget(c)
-		r.recovered()
-		r.recovered() // doesn't block
+		r.releaseAgain()
+		r.releaseAgain() // doesn't block
 		go r.release(quit, func(*guard.Conn) { t.Error("a connection that has ended was closed") })
 		time.Sleep(time.Hour)
 		synctest.Wait()

@@ -301,8 +301,10 @@ func (l listener) Serve(establish listeners.EstablishFn) {
 	})
 }
 
-// Close is what mochi calls for its own Close.
-func (l listener) Close(closeClients listeners.CloseFn) { l.Listener.Close(closeClients) }
+// Close is what mochi calls for its own Close. It doesn't let mochi close the clients: their
+// connections are closed here, and to list them mochi takes the read lock of its clients twice, which
+// deadlocks for good when a client that leaves asks for the write lock in between.
+func (l listener) Close(listeners.CloseFn) { l.Listener.Close() }
 
 // abandon does for a client whose goroutine panicked what mochi does for one that leaves, so
 // that a packet which makes it panic can't be used to fill the memory: unless the session outlives

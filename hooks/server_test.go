@@ -499,6 +499,39 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+func TestRefusedPublishIsNotRetained(t *testing.T) {
+	b := start(t)
+	vehicle, late := b.client(4, "v7"), b.client(4, "late")
+	retained := packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1, Retain: true},
+		TopicName:   "fleet/v7/telemetry", PacketID: 1, Payload: []byte(`{"decel":6.5}`),
+	}
+	vehicle.send(retained)
+	vehicle.next()
+	b.queue.next(func() (hooks.Commit, error) { return nil, bridge.ErrFull })
+	retained.PacketID, retained.Payload = 2, []byte(braking)
+	vehicle.send(retained)
+	vehicle.next()
+	late.subscribe("fleet/+/telemetry")
+	if got := string(late.read().Payload); got != `{"decel":6.5}` {
+		t.Errorf("retained is %s, want what was accepted", got)
+	}
+}
+
+// mochi would ask for permission with an empty topic.
+func TestTopicAliasesAreNotTaken(t *testing.T) {
+	b := start(t)
+	c := b.client(5, "v7")
+	c.send(packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Publish},
+		TopicName:   "fleet/v7/telemetry", Payload: []byte(braking),
+		Properties: packets.Properties{TopicAlias: 1, TopicAliasFlag: true},
+	})
+	if got := show(c.read()); got != "Disconnect 0x94" || len(b.queue.taken()) != 0 {
+		t.Errorf("got %s, %d records", got, len(b.queue.taken()))
+	}
+}
+
 func TestFullOutboxDropsQoS0(t *testing.T) {
 	b := start(t)
 	b.queue.next(func() (hooks.Commit, error) { return nil, bridge.ErrFull })
@@ -638,6 +671,18 @@ func TestPacketSizeAfterConnect(t *testing.T) {
 	vehicle.publish("t", 0, 0, strings.Repeat("x", 1000-5))
 	vehicle.wantClosed()
 	b.wantMetric(`throughline_frames_refused_total{reason="too_large"}`, 1)
+}
+
+// MQTT 5 clients learn the limit, and don't try.
+func TestConnackAnnouncesThePacketSize(t *testing.T) {
+	for _, limit := range []int{0, 1000} {
+		b := start(t, func(o *hooks.Options) { o.MaxPacketSize = limit })
+		c := dial(t, b.address, 5)
+		c.connect("v7")
+		if got := c.read().Properties.MaximumPacketSize; got != uint32(limit) {
+			t.Errorf("CONNACK announces %d, want %d", got, limit)
+		}
+	}
 }
 
 func TestAcknowledgementsDoNotEchoProperties(t *testing.T) {

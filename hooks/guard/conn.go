@@ -90,7 +90,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 func (c *Conn) refuse(err error) error {
 	var fe *FrameError
 	if errors.As(err, &fe) {
-		c.guard.metrics.frames[fe.Reason].Inc()
+		c.guard.refused(c, fe)
 	}
 	c.abort()
 	return err

@@ -36,6 +36,10 @@ const (
 	// name and a token of several kilobytes fit easily.
 	MaxConnectSize = 64 << 10
 
+	// refusedPause is the least time between two lines about refused frames: each names one
+	// client of perhaps many, the metric has them all.
+	refusedPause = 10 * time.Second
+
 	// maxFrameSize is the largest frame that MQTT can express: type, four bytes of length, body.
 	maxFrameSize = 1 + 4 + 268_435_455
 )
@@ -68,8 +72,9 @@ type Guard struct {
 	open atomic.Int64 // connections
 	full atomic.Bool  // MaxConnections is reached, and that was logged
 
-	mu        sync.Mutex
-	lastPanic string
+	mu          sync.Mutex
+	lastPanic   string
+	nextRefused time.Time // when a refused frame is logged again
 }
 
 // New returns a Guard without listeners; Listener makes them.
@@ -127,6 +132,26 @@ func (g *Guard) panicked(c *Conn, cause string) {
 	}
 	g.log.Error("panic in a connection, which was closed", "panic", cause, "client", c.ClientID(),
 		"remote", c.RemoteAddr().String(), "stack", string(debug.Stack()))
+}
+
+// refused counts a refused frame, and names its client in the log if it was admitted. A vehicle whose
+// message is too large sends it again and again, and a fleet has many with the same firmware.
+func (g *Guard) refused(c *Conn, e *FrameError) {
+	g.metrics.frames[e.Reason].Inc()
+	client := c.ClientID()
+	if client == "" {
+		return
+	}
+	now := time.Now()
+	g.mu.Lock()
+	quiet := now.Before(g.nextRefused)
+	if !quiet {
+		g.nextRefused = now.Add(refusedPause)
+	}
+	g.mu.Unlock()
+	if !quiet {
+		g.log.Warn("connection closed for a frame", "client", client, "remote", c.RemoteAddr().String(), "error", e)
+	}
 }
 
 type metrics struct {

@@ -36,7 +36,7 @@ func serve(t *testing.T, g *guard.Guard, establish func(id string, c net.Conn) e
 		t.Fatal(err)
 	}
 	go l.Serve(establish)
-	t.Cleanup(func() { l.Close(nil) })
+	t.Cleanup(func() { l.Close() })
 	return l
 }
 
@@ -196,6 +196,24 @@ func TestRefusedFrames(t *testing.T) {
 	}
 }
 
+// Ops learn which vehicle sends too much; strangers don't get to write the log.
+func TestRefusedFrameOfAClientIsLogged(t *testing.T) {
+	var log syncBuffer
+	r := prometheus.NewRegistry()
+	g := guard.New(guard.Options{MaxPacketSize: 1 << 20, Registerer: r, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	l := serve(t, g, admit)
+	for range 3 {
+		send(t, dial(t, l), append(bytes.Clone(connect), 0x30, 0x80, 0x80, 0x40)...)
+		send(t, dial(t, l), pingreq...)
+	}
+	metric(t, r, "throughline_connections 0")
+	metric(t, r, "throughline_connections_accepted_total 6")
+	if n := strings.Count(log.String(), "level="); n != 1 || !strings.Contains(log.String(), "client=v7") ||
+		!strings.Contains(log.String(), "packet type 3 has 1048580 bytes or more, at most 1048576 are allowed") {
+		t.Errorf("want one line about the client's frame:\n%s", log.String())
+	}
+}
+
 func TestNothingIsReadBeforeAdmission(t *testing.T) {
 	got := make(chan error, 1)
 	l := serve(t, guard.New(guard.Options{}), func(_ string, c net.Conn) error {
@@ -330,7 +348,7 @@ func TestAcceptErrorsPauseAndDontEnd(t *testing.T) {
 		if n := strings.Count(log.String(), "accept failed"); n != 1 {
 			t.Errorf("one failure was logged %d times", n)
 		}
-		l.Close(nil)
+		l.Close()
 		<-ended
 	})
 }
@@ -429,11 +447,7 @@ func TestCloseEndsAllConnections(t *testing.T) {
 	for len(l.Conns()) != 2 {
 		time.Sleep(time.Millisecond)
 	}
-	asked := ""
-	l.Close(func(id string) { asked = id })
-	if asked != "tcp" {
-		t.Errorf("closeClients was asked for %q", asked)
-	}
+	l.Close()
 	wantClosed(t, silent)
 	wantClosed(t, connected)
 	if _, err := net.Dial("tcp", l.Address()); err == nil {

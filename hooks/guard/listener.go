@@ -17,7 +17,7 @@ const (
 )
 
 // A Listener accepts connections on one TCP address. Its methods have the shape of the server's
-// listener interface, but for that interface's named function types.
+// listener interface, but for that interface's named function types and Close, which needs no help.
 type Listener struct {
 	guard   *Guard
 	id      string
@@ -190,13 +190,10 @@ func (l *Listener) Drain(ctx context.Context) error {
 	return fmt.Errorf("drain listener %q: %d connections cut off: %w", l.id, len(left), context.Cause(ctx))
 }
 
-// Close stops accepting, lets the server say goodbye to its clients through closeClients, which
-// may be nil, then closes what is left, and returns when establish has returned for every connection.
-func (l *Listener) Close(closeClients func(id string)) {
+// Close stops accepting, closes what is left, and returns when establish has returned for every
+// connection.
+func (l *Listener) Close() {
 	l.StopAccepting()
-	if closeClients != nil {
-		closeClients(l.id)
-	}
 	for _, c := range l.Conns() {
 		_ = c.Close()
 	}
