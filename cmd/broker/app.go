@@ -56,7 +56,7 @@ func startApp(ctx context.Context, cfg config, log *slog.Logger) (_ *app, err er
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.stop(context.WithoutCancel(ctx)))
+			err = errors.Join(err, a.stop())
 		}
 	}()
 
@@ -95,12 +95,13 @@ func (a *app) onStop(name string, bound time.Duration, stop func(context.Context
 	a.steps = append([]step{{name, bound, stop}}, a.steps...)
 }
 
-// stop ends everything in named steps. Each is bounded, so that none keeps the others from being taken.
-func (a *app) stop(ctx context.Context) error {
+// stop ends everything in named steps. Each has a bound of its own and there is none
+// over all of them, so that a slow step never takes the time of a later one.
+func (a *app) stop() error {
 	a.draining.Store(true)
 	var errs []error
 	for _, s := range a.steps {
-		bounded, cancel := context.WithTimeout(ctx, s.bound)
+		bounded, cancel := context.WithTimeout(context.Background(), s.bound)
 		began := time.Now()
 		err := s.stop(bounded)
 		cancel()
@@ -137,19 +138,15 @@ func (a *app) openOutbox(cfg config) (*outbox.Outbox, error) {
 func (a *app) startTracer(c traceConfig) (*skywalking.Tracer, error) {
 	o := skywalking.Options{Service: c.Service, Instance: c.Instance, Sample: c.Sample}
 	if c.Collector != "" {
+		const bound = 5 * time.Second
 		r, err := skywalking.NewReporter(skywalking.ReporterOptions{
-			Address: c.Collector, Token: c.Token, TLS: c.TLS, Logger: a.log, Registerer: a.registry,
+			Address: c.Collector, Token: c.Token, TLS: c.TLS, CloseTimeout: bound, Logger: a.log, Registerer: a.registry,
 		})
 		if err != nil {
 			return nil, err
 		}
-		a.onStop("tracer", 5*time.Second, func(ctx context.Context) error {
-			if err := r.Flush(ctx); err != nil { // what is lost is counted; a dead collector is no reason to fail
-				a.log.Warn("trace segments were not reported before the stop", "error", err)
-			}
-			r.Close()
-			return nil
-		})
+		// Close flushes; what it loses is logged and counted. A dead collector is no reason to fail.
+		a.onStop("tracer", bound, func(context.Context) error { r.Close(); return nil })
 		o.Reporter = r
 	}
 	return skywalking.NewTracer(o)

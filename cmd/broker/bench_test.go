@@ -89,7 +89,7 @@ rules:
 		b.Fatal(err)
 	}
 	b.Cleanup(func() {
-		if err := stopApp(a); err != nil {
+		if err := a.stop(); err != nil {
 			b.Error(err)
 		}
 	})

@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -65,6 +69,13 @@ func TestOutboxOfRunningBrokerAndAtRest(t *testing.T) {
 		t.Errorf("with the store open and no admin API: exit %d\n%s", code, errs)
 	}
 
+	foreign := httptest.NewServer(http.NotFoundHandler())
+	defer foreign.Close()
+	stranger := writeConfig(t, fmt.Sprintf("admin: {address: %q}\n", strings.TrimPrefix(foreign.URL, "http://")))
+	if code, out, errs := run(t, "", "outbox", "ls", "-config", stranger); code != exitProblem || !strings.Contains(errs, "404") {
+		t.Errorf("with something else on the admin address: exit %d\n%s%s", code, out, errs)
+	}
+
 	f.stopApp(t)
 	look("at rest")
 	empty := writeConfig(t, fmt.Sprintf("admin: {address: %q}\n", freeAddress(t)))
@@ -74,6 +85,21 @@ func TestOutboxOfRunningBrokerAndAtRest(t *testing.T) {
 	for _, args := range [][]string{{"ls", "-state", "alive"}, {"ls", "x"}, {"show"}, {"show", "a", "b"}, {"mend"}} {
 		if code, _, _ := run(t, "", append([]string{"outbox"}, args...)...); code != exitUsage {
 			t.Errorf("outbox %q: exit %d, want %d", args, code, exitUsage)
+		}
+	}
+}
+
+// TestOutboxOfABrokerThatListensEverywhere: the address of the configuration is none that a request can name.
+func TestOutboxOfABrokerThatListensEverywhere(t *testing.T) {
+	f := startFleet(t, hardBrake, func(c *config) { c.Admin.Address, c.Admin.Token = "0.0.0.0:0", "s3cret" })
+	_, port, err := net.SplitHostPort(f.adminAddress())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, address := range []string{"0.0.0.0:" + port, "[::]:" + port, ":" + port} {
+		file := writeConfig(t, fmt.Sprintf("admin: {address: %q, token: s3cret}\n", address))
+		if code, _, errs := run(t, "", "outbox", "ls", "-config", file); code != exitOK {
+			t.Errorf("admin on %s: exit %d\n%s", address, code, errs)
 		}
 	}
 }
@@ -127,7 +153,7 @@ func TestRulesAreReloadedAndTheLastGoodSetStays(t *testing.T) {
 	f.stopApp(t)
 	f.config.DataDir = t.TempDir()
 	if a, err := startApp(t.Context(), f.config, discardLog); err == nil {
-		stopApp(a)
+		a.stop()
 		t.Error("started on bad rules")
 	}
 	write(hardBrake)
@@ -140,15 +166,13 @@ func TestStartFailsWhole(t *testing.T) {
 	taken.DataDir = t.TempDir()
 	taken.Listeners = []listenerConfig{{"tcp", f.mqttAddress()}}
 	if a, err := startApp(t.Context(), taken, discardLog); err == nil {
-		stopApp(a)
+		a.stop()
 		t.Fatal("two brokers on one address")
 	}
-	second := f.config
-	if a, err := startApp(t.Context(), second, discardLog); err == nil || !strings.Contains(err.Error(), "another process has it open") {
-		if a != nil {
-			stopApp(a)
-		}
-		t.Errorf("a second broker on one data directory: %v", err)
+	second := writeConfig(t, fmt.Sprintf("data_dir: %q\n", f.config.DataDir))
+	if code, _, errs := run(t, "", "serve", "-config", second); code != exitProblem ||
+		!strings.Contains(errs, "another process has it open\nhint: another broker runs on this data_dir") {
+		t.Errorf("a second broker on one data directory: exit %d\n%s", code, errs)
 	}
 	// What failed has let go of everything.
 	taken.Listeners[0].Address = "127.0.0.1:0"
@@ -156,7 +180,7 @@ func TestStartFailsWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := stopApp(a); err != nil {
+	if err := a.stop(); err != nil {
 		t.Error(err)
 	}
 }
@@ -180,12 +204,11 @@ func TestDemo(t *testing.T) {
 
 // TestDemoNoticesWhatIsBroken: the demo's own verdict can fail.
 func TestDemoNoticesWhatIsBroken(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	newOne := func() (*demo, *bytes.Buffer) {
+	newOne := func(t *testing.T) (*demo, *bytes.Buffer) {
 		t.Helper()
+		t.Parallel() // most of it is waiting in vain
 		var out bytes.Buffer
-		d, err := newDemo(ctx, &out, discardLog)
+		d, err := newDemo(t.Context(), &out, discardLog)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -195,23 +218,23 @@ func TestDemoNoticesWhatIsBroken(t *testing.T) {
 	}
 
 	t.Run("undelivered", func(t *testing.T) {
-		d, out := newOne()
+		d, out := newOne(t)
 		d.center.close()
-		if code := d.run(ctx, time.Millisecond); code != exitProblem || !strings.Contains(out.String(), "agv-1-0: accepted and not delivered") {
+		if code := d.run(t.Context(), time.Millisecond); code != exitProblem || !strings.Contains(out.String(), "agv-1-0: accepted and not delivered") {
 			t.Errorf("exit %d\n%s", code, out)
 		}
 	})
 	t.Run("no collector", func(t *testing.T) {
-		d, out := newOne()
+		d, out := newOne(t)
 		d.collector.Stop()
-		if code := d.run(ctx, time.Millisecond); code != exitProblem || !strings.Contains(out.String(), "no way back to agv-1") {
+		if code := d.run(t.Context(), time.Millisecond); code != exitProblem || !strings.Contains(out.String(), "no way back to agv-1") {
 			t.Errorf("exit %d\n%s", code, out)
 		}
 	})
 	t.Run("a center that begins traces of its own", func(t *testing.T) {
-		d, out := newOne()
+		d, out := newOne(t)
 		d.center.tracer = forgetful{d.center.tracer}
-		if code := d.run(ctx, time.Millisecond); code != exitProblem || !strings.Contains(out.String(), "no way back to agv-1") {
+		if code := d.run(t.Context(), time.Millisecond); code != exitProblem || !strings.Contains(out.String(), "no way back to agv-1") {
 			t.Errorf("exit %d\n%s", code, out)
 		}
 	})
@@ -263,5 +286,31 @@ func TestEvalSkipsALineThatIsTooLong(t *testing.T) {
 	want += "{\"matched\":true,\"rows\":[{\"a\":1}]}\n" + want
 	if code != exitOK || out != want {
 		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+}
+
+// TestSignalEndsAFilter: a command that has nothing to stop ends with the first signal, though it waits for input.
+func TestSignalEndsAFilter(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, exe, "eval")
+	cmd.Env = append(os.Environ(), runAsBroker+"=1")
+	in, out := must(cmd.StdinPipe()), must(cmd.StdoutPipe())
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(in, "{}")
+	if _, err := out.Read(make([]byte, 1)); err != nil { // it runs, and reads again
+		t.Error(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); ctx.Err() != nil || err == nil || err.Error() != "signal: terminated" {
+		t.Errorf("after SIGTERM: %v", err)
 	}
 }

@@ -117,10 +117,11 @@ type loadOptions struct {
 func loadConfig(file string, o loadOptions) (config, []rules.Problem) {
 	c := defaultConfig()
 	d := &decoder{file: file, env: o.Env, requireSecrets: o.RequireSecrets}
-	anonymousSet, rulesDirSet, listenersBad := false, false, false
+	anonymousSet, rulesDirSet, listenersBad, tokenSet := false, false, false, false
 	var listenersAt, anonymousAt, adminAt, rulesDirAt, serviceAt, collectorAt, fieldsAt position
 	if file != "" {
 		d.base = filepath.Dir(file)
+		c.DataDir = d.resolve(c.DataDir)
 		root := d.read(file)
 		d.object(root, "", fields{
 			"listeners": func(n node) {
@@ -173,7 +174,7 @@ func loadConfig(file string, o loadOptions) (config, []rules.Problem) {
 				adminAt = n.pos()
 				d.into("admin", fields{
 					"address": d.text(&c.Admin.Address),
-					"token":   d.secret(&c.Admin.Token),
+					"token":   func(n node) { tokenSet = true; d.secret(&c.Admin.Token)(n) },
 					"hosts":   d.texts(&c.Admin.Hosts),
 				})(n)
 			},
@@ -220,7 +221,7 @@ func loadConfig(file string, o loadOptions) (config, []rules.Problem) {
 	if c.Admin.Address != "" {
 		if msg := checkAddress(c.Admin.Address); msg != "" {
 			d.problemAt(adminAt, rules.Error, "address", "admin.address "+msg, "")
-		} else if !auth.Loopback(c.Admin.Address) && c.Admin.Token == "" {
+		} else if !auth.Loopback(c.Admin.Address) && !tokenSet {
 			d.problemAt(adminAt, rules.Error, "admin-token", "admin.address is reachable from beyond this host and no admin.token is set", `token: "${file:/run/secrets/admin}"`)
 		}
 	}
@@ -293,7 +294,9 @@ func (d *decoder) environment(c *config) {
 			return
 		}
 		if err := apply(v); err != nil {
-			d.problemAt(position{}, rules.Error, "environment", fmt.Sprintf("environment variable %s=%q: %v", name, v, err), "")
+			d.problems = append(d.problems, rules.Problem{
+				File: "environment", Severity: rules.Error, Name: "environment", Message: fmt.Sprintf("%s=%q: %v", name, v, err),
+			})
 		}
 	}
 	text := func(to *string) func(string) error {
@@ -301,7 +304,13 @@ func (d *decoder) environment(c *config) {
 	}
 	set("SW_AGENT_NAME", text(&c.Trace.Service))
 	set("SW_AGENT_INSTANCE_NAME", text(&c.Trace.Instance))
-	set("SW_AGENT_REPORTER_GRPC_BACKEND_SERVICE", text(&c.Trace.Collector))
+	set("SW_AGENT_REPORTER_GRPC_BACKEND_SERVICE", func(v string) error {
+		if msg := checkAddress(v); msg != "" {
+			return errors.New(msg)
+		}
+		c.Trace.Collector = v
+		return nil
+	})
 	set("SW_AGENT_REPORTER_GRPC_AUTHENTICATION", text(&c.Trace.Token))
 	set("SW_AGENT_REPORTER_GRPC_TLS_ENABLE", func(v string) error {
 		on, err := strconv.ParseBool(v)

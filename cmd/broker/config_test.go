@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -107,9 +108,21 @@ func TestEnvironmentWins(t *testing.T) {
 	for name, value := range map[string]string{
 		"SW_AGENT_SAMPLE": "2", "SW_AGENT_REPORTER_GRPC_TLS_ENABLE": "maybe", "SW_AGENT_REPORTER_GRPC_BACKEND_SERVICE": "nowhere",
 	} {
-		if _, problems := loadConfig(file, loadOptions{Env: env(map[string]string{name: value})}); !rules.HasErrors(problems) {
-			t.Errorf("%s=%s was taken", name, value)
+		for _, file := range []string{file, ""} {
+			_, problems := loadConfig(file, loadOptions{Env: env(map[string]string{name: value})})
+			if want := fmt.Sprintf("environment: %s=%q: ", name, value); !rules.HasErrors(problems) || !strings.HasPrefix(problems[0].String(), want) {
+				t.Errorf("%s=%s with file %q: %v, want %s", name, value, file, problems, want)
+			}
 		}
+	}
+}
+
+// TestTokenThatIsMissingIsSet: for check, a secret that is elsewhere is no reason to say that none is configured.
+func TestTokenThatIsMissingIsSet(t *testing.T) {
+	file := writeConfig(t, `admin: {address: "0.0.0.0:1", token: "${env:NO_SUCH_TOKEN}"}`)
+	_, problems := loadConfig(file, loadOptions{Env: env(nil)})
+	if len(problems) != 1 || problems[0].Severity != rules.Warning || problems[0].Name != "secret-missing" {
+		t.Errorf("%v, want one warning about the secret", problems)
 	}
 }
 
@@ -165,6 +178,13 @@ func TestConfigProblems(t *testing.T) {
 		"data_dir: [a]":                                                       "expected a text, found a list",
 		"rules: {watch: perhaps}":                                             "expected true or false",
 		"dta_dir: x":                                                          "did you mean data_dir?",
+		"log: {}\n---\ndta_dir: x":                                            "2:1: a second YAML document",
+		"data_dir: ${env:HOME}":                                               "1:11: ${env:NAME} and ${file:PATH} are for secrets",
+		"data_dir: \"\"":                                                      `1:11: expected a path, found ""`,
+		"rules: {dir: \"\"}":                                                  `1:14: expected a path, found ""`,
+		"admin: {token: \"\"}":                                                "1:16: the secret is empty",
+		"admin: {token: \"${file:/dev/null}\"}":                               "1:16: ",
+		"auth: {anonymous: !!bool maybe}":                                     `expected true or false, found "maybe"`,
 	} {
 		_, problems := loadConfig(writeConfig(t, text), loadOptions{Env: env(nil), RequireSecrets: true})
 		var all strings.Builder

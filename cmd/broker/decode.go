@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"math"
@@ -117,15 +119,22 @@ func (d *decoder) read(file string) node {
 		return fail(position{}, "read configuration: not UTF-8 text")
 	}
 	d.lines = strings.Split(string(src), "\n")
-	var doc yaml.Node
-	if err := yaml.Unmarshal(src, &doc); err != nil {
+	documents := yaml.NewDecoder(bytes.NewReader(src))
+	var first, second yaml.Node
+	err = documents.Decode(&first)
+	if err == nil {
+		err = documents.Decode(&second)
+	}
+	switch {
+	case err == nil:
+		return fail(node{&second}.pos(), "a second YAML document: a configuration file has one")
+	case !errors.Is(err, io.EOF):
 		line, message := yamlError(err)
 		return fail(position{line: line, col: 1, width: 1}, message)
-	}
-	if len(bytes.TrimSpace(src)) == 0 || len(doc.Content) == 0 {
+	case len(first.Content) == 0:
 		return node{}
 	}
-	return node{doc.Content[0]}
+	return node{first.Content[0]}
 }
 
 // yamlError takes the line out of the text of a YAML syntax error, which is the only place that has it.
@@ -232,11 +241,14 @@ func (d *decoder) oneOf(to *string, values ...string) func(node) {
 // text reads a scalar, with ${env:NAME} and ${file:PATH} in it refused: those are for secrets.
 func (d *decoder) text(to *string) func(node) {
 	return func(n node) {
-		if n.Node == nil || n.Kind != yaml.ScalarNode || n.isNull() {
+		switch {
+		case n.Node == nil || n.Kind != yaml.ScalarNode || n.isNull():
 			d.expected(n, "a text")
-			return
+		case strings.Contains(n.Value, "${env:") || strings.Contains(n.Value, "${file:"):
+			d.errorf(n, "no-secret-here", "${env:NAME} and ${file:PATH} are for secrets: this text is taken as it is", "write the value out")
+		default:
+			*to = n.Value
 		}
-		*to = n.Value
 	}
 }
 
@@ -251,28 +263,41 @@ func (d *decoder) texts(to *[]string) func(node) {
 	}
 }
 
-// secret reads a text in which ${env:NAME} and ${file:PATH} stand for secrets.
+// secret reads a text in which ${env:NAME} and ${file:PATH} stand for secrets. An
+// empty one is an error: it would open what it should guard.
 func (d *decoder) secret(to *string) func(node) {
 	return func(n node) {
-		var raw string
-		d.text(&raw)(n)
-		value, err := rules.ExpandSecrets(raw, d.base, d.lookup)
-		if err != nil {
+		if n.Node == nil || n.Kind != yaml.ScalarNode || n.isNull() {
+			d.expected(n, "a text")
+			return
+		}
+		value, err := rules.ExpandSecrets(n.Value, d.base, d.lookup)
+		switch {
+		case err != nil:
 			s := rules.Warning
 			if d.requireSecrets {
 				s = rules.Error
 			}
 			d.problemAt(n.pos(), s, "secret-missing", err.Error(), "")
-			return
+		case value.Reveal() == "":
+			d.errorf(n, "secret-empty", "the secret is empty", "")
+		default:
+			*to = value.Reveal()
 		}
-		*to = value.Reveal()
 	}
 }
 
+// path reads the name of a file or folder.
 func (d *decoder) path(to *string) func(node) {
 	return func(n node) {
-		d.text(to)(n)
-		*to = d.resolve(*to)
+		var name string
+		d.text(&name)(n)
+		switch {
+		case name != "":
+			*to = d.resolve(name)
+		case n.Kind == yaml.ScalarNode && n.Value == "" && !n.isNull():
+			d.expected(n, "a path")
+		}
 	}
 }
 
@@ -291,12 +316,12 @@ func (d *decoder) lookup(name string) (string, bool) {
 }
 
 func (d *decoder) boolean(n node, to *bool) {
-	switch {
-	case n.Tag == "!!bool":
-		*to = strings.EqualFold(n.Value, "true")
-	default:
+	v, err := strconv.ParseBool(n.Value)
+	if err != nil || n.Tag != "!!bool" {
 		d.expected(n, "true or false")
+		return
 	}
+	*to = v
 }
 
 func (d *decoder) integer(to *int, least, most int) func(node) {

@@ -44,6 +44,8 @@ func runDemo(ctx context.Context, c *cli, args []string) int {
 	case *length < 0:
 		return c.misuse("demo: -for %v is negative", *length)
 	}
+	ctx, stop := untilSignal(ctx)
+	defer stop()
 	d, err := newDemo(ctx, c.stdout, slog.New(slog.NewTextHandler(c.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
 	if err != nil {
 		return c.fail(err, "")
@@ -109,7 +111,7 @@ func newDemo(ctx context.Context, out io.Writer, log *slog.Logger) (_ *demo, err
 	if d.app, err = startApp(ctx, cfg, log); err != nil {
 		return nil, err
 	}
-	d.onClose(func() { _ = d.stopApp() }) // run has stopped it already, or the demo has failed anyway
+	d.onClose(func() { _ = d.app.stop() }) // run has stopped it already, or the demo has failed anyway
 	return d, d.connectVehicles(ctx, log)
 }
 
@@ -120,12 +122,6 @@ func (d *demo) close() {
 		f()
 	}
 	d.closers = nil
-}
-
-func (d *demo) stopApp() error {
-	ctx, cancel := context.WithTimeout(context.Background(), demoDrain)
-	defer cancel()
-	return d.app.stop(ctx)
 }
 
 // tracer returns the tracer of a service of the demo other than the broker: each
@@ -212,7 +208,7 @@ func (d *demo) run(ctx context.Context, length time.Duration) int {
 	d.publish(publishing, ctx)
 
 	problems := d.settle()
-	if err := d.stopApp(); err != nil {
+	if err := d.app.stop(); err != nil {
 		problems = append(problems, "broker did not stop cleanly: "+err.Error())
 	}
 	fmt.Fprintf(d.out, "%d matches accepted, %d delivered, %d traces shown\n", len(d.accepted), d.center.count(), len(d.shown))

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -517,4 +519,42 @@ func runBroker(t *testing.T, config, adminAddress string) *exec.Cmd {
 		return resp.StatusCode == http.StatusOK
 	})
 	return cmd
+}
+
+// TestSIGHUPWhileStopping: a reload that comes too late doesn't cut the stop short.
+func TestSIGHUPWhileStopping(t *testing.T) {
+	arrived, release := make(chan struct{}, 1), make(chan struct{})
+	slow := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { arrived <- struct{}{}; <-release }))
+	defer slow.Close()
+	dir := t.TempDir()
+	writeRules(t, dir, strings.TrimPrefix(slow.URL, "http://"), hardBrake)
+	mqttAddress, adminAddress := freeAddress(t), freeAddress(t)
+	config := filepath.Join(dir, "broker.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, `
+listeners: [{name: tcp, address: %q}]
+trace: {collector: ""}
+admin: {address: %q}
+`, mqttAddress, adminAddress), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	broker := runBroker(t, config, adminAddress)
+	publish3(t, dial3(t, mqttAddress, "v17"), "fleet/v17/telemetry", `{"vin":"V17","decel":9}`)
+	<-arrived
+	if err := broker.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the stop to begin", func() bool {
+		c, err := net.Dial("tcp", mqttAddress)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	if err := broker.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	close(release)
+	if err := broker.Wait(); err != nil {
+		t.Errorf("SIGTERM, then SIGHUP: %v", err)
+	}
 }

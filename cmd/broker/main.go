@@ -51,12 +51,17 @@ func commands() []command {
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once: nothing that was acknowledged is lost
 	c := &cli{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv}
-	code := c.main(ctx, os.Args[1:])
-	stop()
-	os.Exit(code)
+	os.Exit(c.main(context.Background(), os.Args[1:]))
+}
+
+// untilSignal returns a context that ends with SIGINT or SIGTERM, for the commands
+// that have something to stop; the others end at once, as programs do. So does a
+// second signal: nothing that was acknowledged is lost.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
 }
 
 func (c *cli) main(ctx context.Context, args []string) int {

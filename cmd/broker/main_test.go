@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -241,15 +240,9 @@ func (f *fleet) start(t *testing.T) {
 
 func (f *fleet) stopApp(t *testing.T) {
 	t.Helper()
-	if err := stopApp(f.app); err != nil {
+	if err := f.app.stop(); err != nil {
 		t.Errorf("stop: %v", err)
 	}
-}
-
-func stopApp(a *app) error {
-	ctx, cancel := context.WithTimeout(context.Background(), stopBound)
-	defer cancel()
-	return a.stop(ctx)
 }
 
 var discardLog = slog.New(slog.DiscardHandler)

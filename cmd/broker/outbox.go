@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -161,6 +162,9 @@ func showRecord(out io.Writer, r admin.Record) {
 		row("body", strconv.Itoa(len(r.BodyBase64))+" bytes that are no text")
 	}
 	row("response", r.Response)
+	if len(r.ResponseBase64) > 0 {
+		row("response", strconv.Itoa(len(r.ResponseBase64))+" bytes that are no text")
+	}
 	_ = w.Flush() // to a terminal or a pipe that is gone
 }
 
@@ -171,17 +175,16 @@ func (c *cli) outbox(ctx context.Context, file, path string, atRest func(admin.O
 		return admin.Listing{}, exitProblem
 	}
 	if cfg.Admin.Address != "" {
-		l, err := askBroker(ctx, cfg.Admin, path)
-		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) {
-			if err != nil {
-				return l, c.fail(err, "")
-			}
+		switch l, err := askBroker(ctx, cfg.Admin, path); {
+		case err == nil:
 			return l, exitOK
+		case !errors.Is(err, syscall.ECONNREFUSED):
+			return l, c.fail(err, fmt.Sprintf("admin in the configuration must be as the broker has it; something answers on %s", cfg.Admin.Address))
 		}
 	}
 	name := filepath.Join(cfg.DataDir, storeFile)
 	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
-		return admin.Listing{}, c.fail(fmt.Errorf("no broker answers on %s, and there is no %s", cfg.Admin.Address, name),
+		return admin.Listing{}, c.fail(fmt.Errorf("no broker answers on the admin address %q, and there is no %s", cfg.Admin.Address, name),
 			"-config names the broker's configuration file")
 	}
 	l, err := readAtRest(ctx, name, atRest)
@@ -207,18 +210,33 @@ func readAtRest(ctx context.Context, name string, read func(admin.Outbox) (admin
 	return read(o)
 }
 
-// askBroker gets a listing from the admin API. 404 is an empty one.
+// dialable is where a broker that listens on address is reached from its own host:
+// one that listens everywhere answers to no Host that says so.
+func dialable(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		return net.JoinHostPort("localhost", port)
+	}
+	return address
+}
+
+// askBroker gets a listing from the admin API. The API's own 404 is an empty one.
 func askBroker(ctx context.Context, a adminConfig, path string) (l admin.Listing, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+a.Address+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+dialable(a.Address)+path, nil)
 	if err != nil {
 		return l, err
 	}
 	if a.Token != "" {
 		req.Header.Set("Authorization", "Bearer "+a.Token)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	direct := &http.Transport{} // no proxy: the token is for the broker alone
+	defer direct.CloseIdleConnections()
+	resp, err := direct.RoundTrip(req)
 	if err != nil {
 		return l, fmt.Errorf("ask the broker: %w", err)
 	}
@@ -227,7 +245,7 @@ func askBroker(ctx context.Context, a adminConfig, path string) (l admin.Listing
 	switch {
 	case err != nil:
 		return l, fmt.Errorf("ask the broker: %w", err)
-	case resp.StatusCode == http.StatusNotFound:
+	case resp.StatusCode == http.StatusNotFound && resp.Header.Get("Content-Type") == "application/problem+json":
 		return l, nil
 	case resp.StatusCode != http.StatusOK:
 		return l, fmt.Errorf("ask the broker: %s: %s", resp.Status, printable(string(body)))

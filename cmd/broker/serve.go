@@ -4,32 +4,35 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"github.com/throughline-mqtt/throughline/rules"
+	"github.com/throughline-mqtt/throughline/store"
 )
-
-// stopBound is how long a graceful stop may take in all. Each step has a bound of its own below it.
-const stopBound = 30 * time.Second
 
 // runServe runs the broker until ctx ends, which SIGTERM and SIGINT do.
 func runServe(ctx context.Context, c *cli, args []string) int {
-	fs := c.flags("serve")
-	file := fs.String("config", "", "configuration `FILE`; none: MQTT on 127.0.0.1:1883, admin on 127.0.0.1:18083, data in ./data")
-	if code, done := c.parse(fs, args); done {
+	flags := c.flags("serve")
+	file := flags.String("config", "", "configuration `FILE`; none: MQTT on 127.0.0.1:1883, admin on 127.0.0.1:18083, data in ./data")
+	if code, done := c.parse(flags, args); done {
 		return code
 	}
-	if fs.NArg() > 0 {
-		return c.misuse("serve: unexpected argument %q", fs.Arg(0))
+	if flags.NArg() > 0 {
+		return c.misuse("serve: unexpected argument %q", flags.Arg(0))
 	}
 	cfg, ok := c.configFor(*file)
 	if !ok {
 		return exitProblem
 	}
+	ctx, stop := untilSignal(ctx)
+	defer stop()
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP) // from before the start to after the stop: its default is to kill
+	defer signal.Stop(hup)
 	log := newLogger(c.stderr, cfg.Log)
 	a, err := startApp(ctx, cfg, log)
 	var bad *rules.LoadError
@@ -38,23 +41,32 @@ func runServe(ctx context.Context, c *cli, args []string) int {
 		_ = rules.Print(c.stderr, bad.Problems) // the exit code says it too
 		return c.fail(errors.New("the rule files have problems, and there is no last good set to start with"), "")
 	case err != nil:
-		return c.fail(err, "")
+		return c.fail(err, startHint(err))
 	}
-	failure := a.run(ctx)
-	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopBound)
-	defer cancel()
-	if err := errors.Join(failure, a.stop(bounded)); err != nil {
+	if err := errors.Join(a.run(ctx, hup), a.stop()); err != nil {
 		return c.fail(err, "")
 	}
 	return exitOK
 }
 
+// startHint says what to do about an error that kept the broker from starting, "" if nothing is known.
+func startHint(err error) string {
+	switch {
+	case errors.Is(err, store.ErrLocked):
+		return "another broker runs on this data_dir: stop it, or configure a data_dir of its own"
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "another process listens there: stop it, or configure another address"
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+		return "the user that runs the broker must be able to write to data_dir, and to listen on its ports"
+	case errors.Is(err, syscall.ENOSPC):
+		return "the disk under data_dir is full: make space, then start again"
+	}
+	return ""
+}
+
 // run returns when ctx ends, or with what ended the app from inside. Meanwhile
-// SIGHUP reloads the rules.
-func (a *app) run(ctx context.Context) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
+// each signal on hup reloads the rules.
+func (a *app) run(ctx context.Context, hup <-chan os.Signal) error {
 	for {
 		select {
 		case <-hup:
