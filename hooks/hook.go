@@ -15,6 +15,7 @@ import (
 	"math/rand/v2"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -32,6 +33,9 @@ type hook struct {
 	metrics  *metrics
 	refusals *refusals
 	ids      messageIDs
+	server   *Server // set before anything is accepted
+
+	turns *turns
 
 	mu        sync.Mutex
 	lastPanic string
@@ -43,11 +47,15 @@ func newHook(o Options) *hook {
 		o: o, log: o.Logger, metrics: m,
 		refusals: newRefusals(o.Logger, o.Space, m),
 		ids:      messageIDs{run: rand.Uint64()},
+		turns:    newTurns(),
 	}
 }
 
 // guarded are the methods that recover their panics: all that Provides names.
-var guarded = [...]string{"OnConnectAuthenticate", "OnACLCheck", "OnSessionEstablish", "OnSubscribe", "OnSubscribed", "OnPublish", "OnPacketEncode"}
+var guarded = [...]string{
+	"OnConnectAuthenticate", "OnACLCheck", "OnSessionEstablished",
+	"OnSubscribe", "OnSubscribed", "OnPublish", "OnQosPublish", "OnPacketEncode",
+}
 
 // ID is the hook's name in mochi's log.
 func (h *hook) ID() string { return "throughline" }
@@ -55,8 +63,8 @@ func (h *hook) ID() string { return "throughline" }
 // Provides tells mochi which methods to call.
 func (h *hook) Provides(b byte) bool {
 	switch b {
-	case mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablish,
-		mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnPublish, mqtt.OnPacketEncode:
+	case mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished,
+		mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnPublish, mqtt.OnQosPublish, mqtt.OnPacketEncode:
 		return true
 	}
 	return false
@@ -75,7 +83,9 @@ func (h *hook) panicked(method string, cl *mqtt.Client, cause any) {
 	}
 }
 
-// OnConnectAuthenticate says whether the client may connect.
+// OnConnectAuthenticate says whether the client may connect. For one that may it returns once no other
+// connection has the client's session, and lets the connection read on: nothing comes between this and mochi's
+// taking the session over, and it is the last call that can keep mochi from that.
 func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) (ok bool) {
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -85,7 +95,15 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) (ok boo
 	}()
 	who := identity(cl)
 	who.Password = pk.Connect.Password
-	return h.o.Auth.Connect(who)
+	if !h.o.Auth.Connect(who) {
+		return false
+	}
+	c, ours := cl.Net.Conn.(*guard.Conn)
+	if !ours {
+		return true
+	}
+	c.Admit(cl.ID) // first: the end of the connection ends the turn by this id, whatever comes now
+	return h.takeOver(cl, c)
 }
 
 // OnACLCheck says whether the client may publish to a topic name (write), or subscribe to a topic
@@ -108,15 +126,46 @@ func identity(cl *mqtt.Client) auth.Client {
 	return auth.Client{Listener: cl.Net.Listener, ID: cl.ID, Username: string(cl.Properties.Username)}
 }
 
-// OnSessionEstablish lets the connection read on: its client is authenticated.
-func (h *hook) OnSessionEstablish(cl *mqtt.Client, _ packets.Packet) {
+// OnSessionEstablished ends the turn that OnConnectAuthenticate began.
+func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	defer func() {
 		if cause := recover(); cause != nil {
-			h.panicked("OnSessionEstablish", cl, cause)
+			h.panicked("OnSessionEstablished", cl, cause)
 		}
 	}()
 	if c, ok := cl.Net.Conn.(*guard.Conn); ok {
-		c.Admit(cl.ID)
+		h.turns.end(cl.ID, c)
+	}
+}
+
+// OnQosPublish takes an acknowledgement out of the session again that mochi has stored after its commit has
+// failed: a resumed session would send it. If the commit fails later, hold does that.
+func (h *hook) OnQosPublish(cl *mqtt.Client, pk packets.Packet, _ int64, _ int) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.panicked("OnQosPublish", cl, cause)
+		}
+	}()
+	if !acknowledges(pk) {
+		return
+	}
+	if c, ok := cl.Net.Conn.(*guard.Conn); ok && c.CommitFailed() {
+		h.forgetAck(cl, pk.PacketID)
+	}
+}
+
+// acknowledges reports whether the packet acknowledges a publish of the client. mochi keeps a PUBREC in the session until
+// the PUBREL comes, and a PUBACK if the connection was closed when it wrote it.
+func acknowledges(pk packets.Packet) bool {
+	return pk.FixedHeader.Type == packets.Puback || pk.FixedHeader.Type == packets.Pubrec
+}
+
+// forgetAck takes an acknowledgement out of the session. mochi keeps the ids of both directions in one map: under
+// the same id there may be a message to the client.
+func (h *hook) forgetAck(cl *mqtt.Client, id uint16) {
+	pk, ok := cl.State.Inflight.Get(id)
+	if ok && acknowledges(pk) && cl.State.Inflight.Delete(id) {
+		atomic.AddInt64(&h.server.mochi.Info.Inflight, -1)
 	}
 }
 

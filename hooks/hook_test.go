@@ -1,6 +1,7 @@
 package hooks
 
 import (
+	"context"
 	"log/slog"
 	"slices"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/throughline-mqtt/throughline/auth"
 	"github.com/throughline-mqtt/throughline/hooks/guard"
 )
 
@@ -27,8 +29,13 @@ func TestEveryHookRecovers(t *testing.T) {
 		{"OnACLCheck", mqtt.OnACLCheck, func(h *hook, cl *mqtt.Client) bool {
 			return !h.OnACLCheck(cl, "a", true)
 		}},
-		{"OnSessionEstablish", mqtt.OnSessionEstablish, func(h *hook, cl *mqtt.Client) bool {
-			h.OnSessionEstablish(cl, packets.Packet{})
+		{"OnSessionEstablished", mqtt.OnSessionEstablished, func(h *hook, cl *mqtt.Client) bool {
+			h.turns = nil
+			h.OnSessionEstablished(cl, packets.Packet{})
+			return true
+		}},
+		{"OnQosPublish", mqtt.OnQosPublish, func(h *hook, cl *mqtt.Client) bool {
+			h.OnQosPublish(cl, packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pubrec}}, 0, 0)
 			return true
 		}},
 		{"OnSubscribe", mqtt.OnSubscribe, func(h *hook, cl *mqtt.Client) bool {
@@ -79,4 +86,28 @@ func TestListenerClosesItsConnectionsItself(t *testing.T) {
 	listener{g.Listener("tcp", "127.0.0.1:0"), nil}.Close(func(string) {
 		t.Error("mochi was asked to close the clients")
 	})
+}
+
+// TestPanicDuringTakeoverGivesTheTurnBack: else the client could never connect again.
+func TestPanicDuringTakeoverGivesTheTurnBack(t *testing.T) {
+	h := newHook(Options{
+		Auth:       auth.NewPolicy(auth.Options{Listeners: []auth.Listener{{Name: "tcp", Address: "127.0.0.1:0"}}}),
+		Logger:     slog.New(slog.DiscardHandler),
+		Registerer: prometheus.NewRegistry(),
+	}) // without a server: looking for the old connection panics
+	c := new(guard.Conn)
+	cl := &mqtt.Client{ID: "v7"}
+	cl.Net.Conn, cl.Net.Listener = c, "tcp"
+	if h.OnConnectAuthenticate(cl, packets.Packet{}) {
+		t.Error("the client may connect")
+	}
+	if n := testutil.ToFloat64(h.metrics.panics.WithLabelValues("OnConnectAuthenticate")); n != 1 {
+		t.Fatalf("counted %v panics, want 1", n)
+	}
+	h.turns.endAll(c) // as when the connection ends
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := h.turns.begin(ctx, "v7", new(guard.Conn)); err != nil {
+		t.Error("the turn was not given back")
+	}
 }

@@ -1,11 +1,9 @@
 package hooks
 
 import (
-	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"net"
 	"slices"
 	"strconv"
@@ -26,14 +24,13 @@ import (
 type reason string
 
 const (
-	outboxFull    reason = "full"
-	appendFailed  reason = "append_failed"
-	commitFailed  reason = "commit_failed"
-	commitTimeout reason = "commit_timeout"
-	panicked      reason = "panic"
+	outboxFull   reason = "full"
+	appendFailed reason = "append_failed"
+	commitFailed reason = "commit_failed"
+	panicked     reason = "panic"
 )
 
-var reasons = [...]reason{outboxFull, appendFailed, commitFailed, commitTimeout, panicked}
+var reasons = [...]reason{outboxFull, appendFailed, commitFailed, panicked}
 
 // layer makes SkyWalking link the vehicle and the broker directly. MQ would make it draw a
 // virtual queue between them; HTTP would count the endpoint as a web request. MQTT, where a packet is
@@ -140,35 +137,25 @@ func (p *publish) accept(pk *packets.Packet) (reason, error) {
 		p.entry.Error("refused: " + err.Error())
 		return why, err
 	}
-	if p.qos == 0 {
-		return "", nil
+	if p.qos > 0 {
+		p.h.hold(p.cl, pk, commit)
 	}
-	why, err := p.h.await(commit)
-	if why != "" {
-		p.entry.Error("refused: " + err.Error())
-	}
-	return why, err
+	return "", nil
 }
 
-// await is where an acknowledgement waits for its commit.
-func (h *hook) await(commit Commit) (reason, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), h.o.CommitWait)
-	defer cancel()
-	begin := time.Now()
-	err := commit.Wait(ctx)
-	h.metrics.commitWait.Observe(time.Since(begin).Seconds())
-	switch {
-	case err == nil:
-		return "", nil
-	case !errors.Is(err, context.DeadlineExceeded):
-		return commitFailed, err
-	}
-	commit.Watch(func(err error) {
+// hold makes the acknowledgement that mochi is about to write wait for the commit.
+func (h *hook) hold(cl *mqtt.Client, pk *packets.Packet, commit Commit) {
+	c := cl.Net.Conn.(*guard.Conn) // all listeners are ours
+	begin, id := time.Now(), pk.PacketID
+	c.Join(commit, func(err error) {
+		h.metrics.commitWait.Observe(time.Since(begin).Seconds())
 		if err == nil {
-			h.refusals.releaseAgain() // the disk was slow, and is there again
+			return
 		}
+		h.metrics.refusals[commitFailed].Inc()
+		h.refusals.refused(refusal{reason: commitFailed, cause: err, received: begin})
+		h.forgetAck(cl, id)
 	})
-	return commitTimeout, fmt.Errorf("commit takes longer than %v", h.o.CommitWait)
 }
 
 // extract finds the publisher's trace context: MQTT 5 user properties, else payload fields.

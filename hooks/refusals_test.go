@@ -137,7 +137,7 @@ func TestForgottenConnectionsAreNotClosed(t *testing.T) {
 		quit := make(chan struct{})
 		r := newRefusals(slog.New(slog.DiscardHandler), nil, newMetrics(nil))
 		c := new(guard.Conn)
-		late := refusal{conn: c, reason: commitTimeout, cause: errors.New("late"), received: time.Now()}
+		late := refusal{conn: c, reason: commitFailed, cause: errors.New("late"), received: time.Now()}
 		r.refused(late)
 		r.refused(late)
 		if n := testutil.ToFloat64(r.waiting); n != 1 {

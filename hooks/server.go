@@ -24,10 +24,6 @@ import (
 )
 
 const (
-	// DefaultCommitWait bounds how long a publish waits for its records to be on disk. A
-	// client's other packets wait as long, so it has to stay below usual keepalives.
-	DefaultCommitWait = 10 * time.Second
-
 	// farewell bounds how long a client may take to accept the packet that says goodbye.
 	farewell = 2 * time.Second
 
@@ -41,12 +37,7 @@ const (
 )
 
 // Commit is a group commit that records joined. *bridge.Commit is one.
-type Commit interface {
-	// Wait returns how the commit ended, or ctx's error if that ends first.
-	Wait(ctx context.Context) error
-	// Watch calls fn once with how it ended, at once if it has. fn must not block.
-	Watch(fn func(error))
-}
+type Commit = guard.Commit
 
 // Options describe the MQTT server. Rules, Append, Extractor, Tracer and Auth are required.
 type Options struct {
@@ -68,8 +59,6 @@ type Options struct {
 	Append func([]bridge.Record) (Commit, error)
 	// Space ticks when there is room again after Append answered bridge.ErrFull.
 	Space <-chan struct{}
-	// CommitWait bounds the wait for a commit. Zero: DefaultCommitWait.
-	CommitWait time.Duration
 
 	// Extractor finds the trace context in a publish, and Tracer continues it.
 	Extractor *tracectx.Extractor
@@ -114,19 +103,20 @@ func New(o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if o.CommitWait <= 0 {
-		o.CommitWait = DefaultCommitWait
-	}
 	s := &Server{
 		mochi: mqtt.New(&mqtt.Options{
 			Capabilities:           capabilities(o),
 			Logger:                 slog.New(newLogHandler(o.Logger.Handler())),
 			SysTopicResendInterval: sysInterval,
+			// Its smallest: guard gathers what is written. mochi leaves frames in a buffer of its own
+			// until the next queued message has been written, for good if that one can't be.
+			ClientNetWriteBufferSize: 1,
 		}),
 		quit:   make(chan struct{}),
 		closed: make(chan struct{}),
 	}
 	s.hook = newHook(o)
+	s.hook.server = s
 	registerState(o.Registerer, s.mochi)
 	registerOutcomes(o.Registerer, o.Rules)
 	if err := s.mochi.AddHook(s.hook, nil); err != nil {
@@ -291,6 +281,7 @@ func (l listener) Serve(establish listeners.EstablishFn) {
 		returned := false
 		defer func() {
 			l.server.hook.refusals.forget(c)
+			l.server.hook.turns.endAll(c)
 			if !returned {
 				l.server.abandon(c)
 			}

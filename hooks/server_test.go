@@ -93,12 +93,14 @@ func (c *commit) end(err error) {
 	close(c.ended)
 }
 
-func (c *commit) Wait(ctx context.Context) error {
+func (c *commit) Done() <-chan struct{} { return c.ended }
+
+func (c *commit) Err() error {
 	select {
 	case <-c.ended:
 		return c.err
-	case <-ctx.Done():
-		return ctx.Err()
+	default:
+		return nil
 	}
 }
 
@@ -257,21 +259,14 @@ func TestMatchIsStoredBeforeItIsAcknowledged(t *testing.T) {
 			}
 			vehicle.publish("fleet/v7/telemetry", c.qos, id, braking)
 			if c.qos > 0 {
-				vehicle.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}})
-				if err := vehicle.conn.SetReadDeadline(time.Now().Add(30 * time.Millisecond)); err != nil {
-					t.Fatal(err)
-				}
-				if pk, err := vehicle.tryRead(); err == nil {
-					t.Fatalf("got %s before the commit", show(pk))
-				}
-				if err := vehicle.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
-					t.Fatal(err)
+				// next is a PINGREQ and what comes before its PINGRESP, which nothing may hold up.
+				if got := show(vehicle.next()...); got != "" {
+					t.Fatalf("got %s before the commit", got)
 				}
 				stored.end(nil)
 				if got := show(vehicle.read()); got != c.ack {
 					t.Errorf("got %q, want %q", got, c.ack)
 				}
-				vehicle.read() // PINGRESP
 			} else if got := show(vehicle.next()...); got != "" {
 				t.Errorf("got %q", got)
 			}
@@ -464,8 +459,6 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"outbox full", "full", func() (hooks.Commit, error) { return nil, full }},
 		{"append failed", "append_failed", func() (hooks.Commit, error) { return nil, errors.New("store is closed") }},
-		{"commit failed", "commit_failed", func() (hooks.Commit, error) { return done(errors.New("no space left on device")), nil }},
-		{"commit too late", "commit_timeout", func() (hooks.Commit, error) { return pending(), nil }},
 	} {
 		for _, c := range []struct {
 			version, qos byte
@@ -477,7 +470,7 @@ func TestRefusals(t *testing.T) {
 			{5, 2, ""},
 		} {
 			t.Run(fmt.Sprintf("%s, version %d QoS %d", cause.name, c.version, c.qos), func(t *testing.T) {
-				b := start(t, func(o *hooks.Options) { o.CommitWait = 5 * time.Millisecond })
+				b := start(t)
 				b.queue.next(cause.answer)
 				subscriber := b.client(4, "dashboard")
 				subscriber.subscribe("#")
@@ -583,19 +576,6 @@ func TestRefusedConnectionsAreClosedWhenSpaceReturns(t *testing.T) {
 			t.Errorf("%q is logged %d times, want once:\n%s", line, n, b.log)
 		}
 	}
-}
-
-func TestLateCommitClosesTheRefusedConnection(t *testing.T) {
-	late := pending()
-	b := start(t, func(o *hooks.Options) { o.CommitWait = time.Millisecond })
-	b.queue.next(func() (hooks.Commit, error) { return late, nil })
-	vehicle := b.client(4, "v7")
-	vehicle.publish("fleet/v7/telemetry", 1, 1, braking)
-	if got := show(vehicle.next()...); got != "" {
-		t.Errorf("got %q", got)
-	}
-	late.end(nil)
-	vehicle.wantClosed()
 }
 
 func TestPanicInOnPublishIsARefusal(t *testing.T) {

@@ -6,12 +6,15 @@
 // packet, and a bound on the size of every frame, checked on the fixed header before the
 // server allocates for it. Over all connections it keeps their number bounded.
 //
+// On the way out it never blocks the server: frames wait for the peer within bounds and are
+// written many at a time, and acknowledgements of publishes wait for the commits that their
+// publishes joined (the ack gate, out.go).
+//
 // It knows frame boundaries and packet types, not what is inside a packet: decoding, sessions
 // and authentication are the server's. It doesn't know which server that is either.
 //
 // Not covered: a panic in a goroutine that the server starts by itself ends the process, since
-// nobody but that goroutine can recover it. A write to a peer that doesn't read blocks the
-// server's writer until the connection's deadline.
+// nobody but that goroutine can recover it.
 package guard
 
 import (
@@ -54,6 +57,9 @@ type Options struct {
 	// ConnectTimeout is how long a connection has to send its CONNECT packet whole, counted from
 	// accept. Zero: DefaultConnectTimeout.
 	ConnectTimeout time.Duration
+	// StallTimeout is how long a peer may take nothing of what waits for it before it is
+	// disconnected. Zero: DefaultStallTimeout.
+	StallTimeout time.Duration
 	// Logger receives what ops should see: nil discards it.
 	Logger *slog.Logger
 	// Registerer receives the metrics: nil means none.
@@ -66,6 +72,7 @@ type Guard struct {
 	maxConnections int64
 	maxFrame       int
 	connectTimeout time.Duration
+	stallTimeout   time.Duration
 	log            *slog.Logger
 	metrics        metrics
 
@@ -83,6 +90,7 @@ func New(o Options) *Guard {
 		maxConnections: int64(o.MaxConnections),
 		maxFrame:       o.MaxPacketSize,
 		connectTimeout: o.ConnectTimeout,
+		stallTimeout:   o.StallTimeout,
 		log:            o.Logger,
 	}
 	if g.maxConnections <= 0 {
@@ -93,6 +101,9 @@ func New(o Options) *Guard {
 	}
 	if g.connectTimeout <= 0 {
 		g.connectTimeout = DefaultConnectTimeout
+	}
+	if g.stallTimeout <= 0 {
+		g.stallTimeout = DefaultStallTimeout
 	}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
@@ -160,6 +171,7 @@ type metrics struct {
 	acceptErrors    prometheus.Counter
 	connectTimeouts prometheus.Counter
 	panics          prometheus.Counter
+	stalled         prometheus.Counter
 	frames          map[Reason]prometheus.Counter
 }
 
@@ -182,6 +194,7 @@ func newMetrics(r prometheus.Registerer, g *Guard) metrics {
 		acceptErrors:    counter("throughline_accept_errors_total", "Errors of accept, such as too many open files."),
 		connectTimeouts: counter("throughline_connect_timeouts_total", "Connections closed because their CONNECT packet did not arrive in time."),
 		panics:          counter("throughline_connection_panics_total", "Panics recovered in a connection's goroutine."),
+		stalled:         counter("throughline_connections_stalled_total", "Connections closed because the client did not take what waited for it."),
 		frames:          make(map[Reason]prometheus.Counter, len(reasons)),
 	}
 	for _, reason := range reasons {

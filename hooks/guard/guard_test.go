@@ -402,8 +402,7 @@ func TestLastPacketArrivesThoughThePeerSendsOn(t *testing.T) {
 }
 
 func TestCloseWithIsBoundedThoughThePeerDoesNotRead(t *testing.T) {
-	blocked := make(chan *guard.Conn, 1)
-	ended := make(chan error, 1)
+	stuck := make(chan *guard.Conn, 1)
 	l := serve(t, guard.New(guard.Options{}), func(_ string, c net.Conn) error {
 		if _, err := io.ReadFull(c, make([]byte, len(connect))); err != nil {
 			return err
@@ -412,9 +411,11 @@ func TestCloseWithIsBoundedThoughThePeerDoesNotRead(t *testing.T) {
 		if err := c.SetDeadline(time.Time{}); err != nil { // keepalive 0
 			return err
 		}
-		blocked <- c.(*guard.Conn)
-		_, err := c.Write(make([]byte, 64<<20)) // more than the sockets' buffers take
-		ended <- err
+		if _, err := c.Write(bytes.Repeat(pingreq, 16<<20)); err != nil { // more than the sockets' buffers take
+			return err
+		}
+		stuck <- c.(*guard.Conn)
+		_, err := c.Read(make([]byte, 1))
 		return err
 	})
 	c := dial(t, l)
@@ -422,18 +423,24 @@ func TestCloseWithIsBoundedThoughThePeerDoesNotRead(t *testing.T) {
 	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil { // the write is under way
 		t.Fatal(err)
 	}
-	conn := <-blocked
-	if err := conn.CloseWith([]byte{0xe0, 0}, time.Now().Add(50*time.Millisecond)); err == nil {
-		t.Error("CloseWith says that its frame was written")
+	conn := <-stuck
+	if err := conn.CloseWith([]byte{0xe0, 0}, time.Now().Add(50*time.Millisecond)); err != nil {
+		t.Error(err)
 	}
-	if err := <-ended; err == nil {
-		t.Error("the write under way says that it succeeded")
+	if _, err := conn.Write(pingreq); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("write after close: %v, want net.ErrClosed", err)
 	}
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("read after close: %v, want net.ErrClosed", err)
+	}
+	l.StopAccepting()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := l.Drain(ctx); err != nil {
+		t.Error(err)
 	}
 }
 
