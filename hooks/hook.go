@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -28,12 +29,13 @@ import (
 // mochi's goroutines nobody else could.
 type hook struct {
 	mqtt.HookBase
-	o        Options
-	log      *slog.Logger
-	metrics  *metrics
-	refusals *refusals
-	ids      messageIDs
-	server   *Server // set before anything is accepted
+	o         Options
+	log       *slog.Logger
+	metrics   *metrics
+	refusals  *refusals
+	ids       messageIDs
+	published atomic.Uint64
+	server    *Server // set before anything is accepted
 
 	turns *turns
 
@@ -54,7 +56,7 @@ func newHook(o Options) *hook {
 // guarded are the methods that recover their panics: all that Provides names.
 var guarded = [...]string{
 	"OnConnectAuthenticate", "OnACLCheck", "OnSessionEstablished",
-	"OnSubscribe", "OnSubscribed", "OnPublish", "OnQosPublish", "OnPacketEncode",
+	"OnSubscribe", "OnSubscribed", "OnPublish", "OnPublished", "OnQosPublish", "OnPacketEncode",
 }
 
 // ID is the hook's name in mochi's log.
@@ -64,7 +66,7 @@ func (h *hook) ID() string { return "throughline" }
 func (h *hook) Provides(b byte) bool {
 	switch b {
 	case mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished,
-		mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnPublish, mqtt.OnQosPublish, mqtt.OnPacketEncode:
+		mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnPublish, mqtt.OnPublished, mqtt.OnQosPublish, mqtt.OnPacketEncode:
 		return true
 	}
 	return false
@@ -172,6 +174,19 @@ func (h *hook) forgetAck(cl *mqtt.Client, id uint16) {
 // overLimit stands for a topic filter beyond MaxSubscriptions until OnSubscribed. mochi refuses
 // it, since # may only be last [MQTT-4.7.1-1].
 const overLimit = "#/beyond-max-subscriptions"
+
+// yieldEvery is how many publishes go by before a publisher lets others run: far fewer than writesPending, and enough
+// that frames still go out many at a time.
+const yieldEvery = 16
+
+// OnPublished lets those run, now and then, whose queues publishes go into. mochi drops a message, whatever its QoS,
+// when a client's queue is full, and publishers that are never made to wait fill it faster than one goroutine
+// empties it.
+func (h *hook) OnPublished(*mqtt.Client, packets.Packet) {
+	if h.published.Add(1)%yieldEvery == 0 {
+		runtime.Gosched()
+	}
+}
 
 // OnSubscribe marks the filters beyond MaxSubscriptions, so that mochi refuses them. A filter
 // that the client has already is no further one [MQTT-3.8.4-3].

@@ -51,8 +51,8 @@ func TestEveryHookRecovers(t *testing.T) {
 			return err == error(packets.ErrRejectPacket)
 		}},
 	}
-	// OnPacketEncode has nothing in it that a test could make panic.
-	names := []string{"OnPacketEncode"}
+	// These have nothing in them that a test could make panic.
+	names := []string{"OnPacketEncode", "OnPublished"}
 	var ids []byte
 	for _, m := range methods {
 		t.Run(m.name, func(t *testing.T) {
@@ -74,7 +74,7 @@ func TestEveryHookRecovers(t *testing.T) {
 		t.Errorf("tested are %v, want all of %v", names, want)
 	}
 	for b := range byte(255) {
-		if want := slices.Contains(ids, b) || b == mqtt.OnPacketEncode; (&hook{}).Provides(b) != want {
+		if want := slices.Contains(ids, b) || b == mqtt.OnPacketEncode || b == mqtt.OnPublished; (&hook{}).Provides(b) != want {
 			t.Errorf("Provides(%d) is %v: it has to name the hooks that are tested here", b, !want)
 		}
 	}

@@ -27,9 +27,9 @@ const (
 	// farewell bounds how long a client may take to accept the packet that says goodbye.
 	farewell = 2 * time.Second
 
-	// writesPending is how many outgoing messages mochi queues for a client. It reserves eight
-	// bytes for each at connect: its default of 8192 costs 64 kB per idle vehicle.
-	writesPending = 1024
+	// writesPending is how many outgoing messages mochi queues for a client; what doesn't fit is dropped. It
+	// reserves eight bytes for each at connect: its default of 8192 costs 64 kB per vehicle.
+	writesPending = 4096
 
 	// sysInterval is how often mochi publishes $SYS topics, in seconds. Each round stops the
 	// world for runtime statistics; the metrics are what ops look at.

@@ -224,7 +224,7 @@ func FuzzConfig(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		c, problems := loadConfig(writeConfig(t, text), loadOptions{Env: env(nil)})
-		lines := strings.Count(text, "\n") + 1
+		lines := strings.Count(lineBreaks.Replace(text), "\n") + 1
 		for _, p := range problems {
 			if p.Line < 0 || p.Line > lines || p.Message == "" || p.Name == "" {
 				t.Errorf("problem %+v in a file of %d lines", p, lines)

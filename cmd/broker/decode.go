@@ -24,6 +24,9 @@ import (
 // maxConfigSize bounds a config file: a larger one is a mistake (a data file named by accident).
 const maxConfigSize = 1 << 20
 
+// lineBreaks are those that YAML counts lines by.
+var lineBreaks = strings.NewReplacer("\r\n", "\n", "\r", "\n", "\u0085", "\n", "\u2028", "\n", "\u2029", "\n")
+
 // decoder reads a YAML file by its nodes, so that every problem has its place
 // and all of them are found in one pass.
 type decoder struct {
@@ -118,7 +121,7 @@ func (d *decoder) read(file string) node {
 	if !utf8.Valid(src) {
 		return fail(position{}, "read configuration: not UTF-8 text")
 	}
-	d.lines = strings.Split(string(src), "\n")
+	d.lines = strings.Split(lineBreaks.Replace(string(src)), "\n")
 	documents := yaml.NewDecoder(bytes.NewReader(src))
 	var first, second yaml.Node
 	err = documents.Decode(&first)
