@@ -1,7 +1,404 @@
-// Package sessions keeps what a client's session owns beyond its connection: its
-// subscriptions, the messages queued for it and its will, and the broker's retained
-// messages.
+// Package sessions keeps what a client's session owns beyond its connection: the messages on
+// their way to the client, those that wait for it, and the broker's retained messages.
 //
-// It is the place for durable sessions in the layout and holds no code yet: sessions
-// and retained messages live in memory, inside mochi-mqtt, and end with the process.
+// A Session delivers in the order in which it was given messages: it assigns packet identifiers of
+// its own, keeps to the client's Receive Maximum, waits while the connection has enough to write, and
+// sends again on the next connection what was not acknowledged on the last. It never blocks.
+//
+// It knows PUBLISH, PUBREL and the acknowledgements on the wire, and nothing of subscriptions, of the
+// server, or of how a connection is written to. In this version all of it lives in memory.
 package sessions
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// MaxInflight bounds the messages that were sent to a client and are not acknowledged, whatever its
+	// Receive Maximum: they are what a resumed session sends again.
+	MaxInflight = 1024
+
+	// MaxQueued and MaxQueuedBytes bound what waits for one client, offline or slow. Beyond either a
+	// message is dropped and counted, the one that came last: those before it are still in order.
+	MaxQueued      = 10_000
+	MaxQueuedBytes = 64 << 20
+
+	// progress is how recently a client must have taken something for publishers to be asked to wait for it.
+	progress = 50 * time.Millisecond
+	// maxPause is the longest that a publisher is asked to wait, after one message. Less than a vehicle
+	// would notice, and enough that hundreds of publishers together don't outrun one subscriber.
+	maxPause = 5 * time.Millisecond
+
+	// queuedOverhead is what a queued message costs beside its topic and payload, in bytes.
+	queuedOverhead = 128
+)
+
+// Packet types as the fixed header's upper four bits hold them (MQTT 5, 2.1.2).
+const (
+	typePublish = 3
+	typePuback  = 4
+	typePubrec  = 5
+	typePubrel  = 6
+	typePubcomp = 7
+)
+
+// reasonFailure is the least reason code that says that something failed (MQTT 5, 2.4).
+const reasonFailure = 0x80
+
+// Conn is a connection as a session writes to it. Its methods don't block and are called with the session locked.
+type Conn interface {
+	// Send writes a frame; at idAt, unless that is 0, id takes the place of two of its bytes. If more is
+	// false so much waits for the peer that nothing should follow until the session's Drained is called. An
+	// error means that the connection has ended.
+	Send(frame []byte, idAt int, id uint16) (more bool, err error)
+}
+
+// Counters count what waits and what was not delivered. They are shared by all sessions.
+type Counters struct {
+	Queued atomic.Int64 // messages without a packet identifier yet
+
+	QueueFull atomic.Uint64 // MaxQueued or MaxQueuedBytes was reached
+	Congested atomic.Uint64 // QoS 0 to a client that doesn't take what waits for it
+	TooLarge  atomic.Uint64 // beyond the client's Maximum Packet Size [MQTT-3.1.2-24]
+	Expired   atomic.Uint64 // [MQTT-3.3.2-5]
+}
+
+// Delivery is a message as one subscriber gets it.
+type Delivery struct {
+	Message         *Message
+	QoS             byte     // 0 to 2
+	Retain          bool     // the flag as it is sent
+	SubscriptionIDs []uint32 // ascending; shared between deliveries, nobody changes it
+}
+
+// size is what a queued delivery counts for, in bytes.
+func (d *Delivery) size() int { return len(d.Message.Topic) + len(d.Message.Payload) + queuedOverhead }
+
+// flight is a delivery of QoS 1 or 2 that has a packet identifier.
+type flight struct {
+	Delivery
+	id       uint16
+	sent     bool // on some connection: what comes now is a DUP [MQTT-3.3.1-1]
+	released bool // PUBREC has come: what comes now is a PUBREL, and Message is nil
+}
+
+// Session is one client's. It is safe for concurrent use.
+type Session struct {
+	counters *Counters
+
+	mu      sync.Mutex
+	conn    Conn // nil while the client is not connected
+	v5      bool
+	window  int  // how many flights may be out
+	largest int  // bytes of a packet; 0: no bound
+	blocked bool // conn has enough to write
+	ended   bool
+
+	lastID  uint16
+	flights []flight // in the order of their identifiers
+	out     int      // how many of them, from the first, were sent on this connection
+
+	queue       []Delivery // what waits for a place among the flights: queue[head:]
+	head        int
+	queuedBytes int
+
+	since time.Time // when the client took something last, or when conn had enough to write
+}
+
+// New returns a session without a connection. The counters are required.
+func New(c *Counters) *Session { return &Session{counters: c} }
+
+// ConnOptions describe the client's side of a connection.
+type ConnOptions struct {
+	V5                bool // MQTT 5, or else 3.1 or 3.1.1
+	ReceiveMaximum    int  // 0: MQTT's own limit of 65535
+	MaximumPacketSize int  // bytes; 0: none
+}
+
+// Attach makes the session deliver through c: first, in order, what was not acknowledged before [MQTT-4.4.0-1], then
+// what has waited.
+func (s *Session) Attach(c Conn, o ConnOptions) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conn, s.v5, s.largest = c, o.V5, o.MaximumPacketSize
+	s.window = MaxInflight
+	if o.ReceiveMaximum > 0 {
+		s.window = min(o.ReceiveMaximum, MaxInflight)
+	}
+	s.out, s.blocked, s.since = 0, false, time.Time{}
+	s.pump()
+}
+
+// Detach makes the session keep what comes, if c is what it delivers through, and reports that.
+func (s *Session) Detach(c Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != c {
+		return false
+	}
+	s.conn, s.out, s.blocked = nil, 0, false
+	return true
+}
+
+// End drops all that the session holds. It takes nothing more.
+func (s *Session) End() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended, s.conn = true, nil
+	s.counters.Queued.Add(int64(s.head - len(s.queue)))
+	s.flights, s.out, s.queue, s.head, s.queuedBytes = nil, 0, nil, 0, 0
+}
+
+// Online reports whether the session has a connection.
+func (s *Session) Online() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn != nil
+}
+
+// Waiting is how many messages have no packet identifier yet, and how many wait for an acknowledgement.
+func (s *Session) Waiting() (queued, inflight int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.queue) - s.head, len(s.flights)
+}
+
+// Deliver sends the message or keeps it. A message of QoS 0 is dropped if there is no connection. e is the encoder of
+// d.Message, for the caller to share between sessions. Pause is how long the publisher should wait
+// before its next message for the client to keep up: zero unless that would help.
+func (s *Session) Deliver(d Delivery, e *Encoder) (sent bool, pause time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return false, 0
+	}
+	if d.QoS == 0 {
+		return s.deliverOnce(d, e)
+	}
+	if s.ready() && s.head == len(s.queue) {
+		return s.launch(d, e), 0
+	}
+	if len(s.queue)-s.head >= MaxQueued || s.queuedBytes+d.size() > MaxQueuedBytes {
+		s.counters.QueueFull.Add(1)
+		return false, s.pause()
+	}
+	s.push(d)
+	return false, s.pause()
+}
+
+// deliverOnce sends a message of QoS 0.
+func (s *Session) deliverOnce(d Delivery, e *Encoder) (sent bool, pause time.Duration) {
+	switch {
+	case s.conn == nil:
+		return false, 0
+	case s.blocked && time.Since(s.since) > progress:
+		s.counters.Congested.Add(1)
+		return false, 0
+	case s.blocked:
+		pause = maxPause // and it goes out: the connection has bounds of its own
+	}
+	frame, _, ok := s.encode(&d, e)
+	if !ok {
+		return false, pause
+	}
+	return s.send(frame, 0, 0), pause
+}
+
+// ready reports whether a further flight may be sent.
+func (s *Session) ready() bool {
+	return s.conn != nil && !s.blocked && s.out == len(s.flights) && s.out < s.window
+}
+
+// launch gives the delivery a packet identifier and sends it.
+func (s *Session) launch(d Delivery, e *Encoder) bool {
+	frame, idAt, ok := s.encode(&d, e)
+	if !ok {
+		return false
+	}
+	f := flight{Delivery: d, id: s.nextID()}
+	f.sent = s.send(frame, idAt, f.id)
+	s.flights = append(s.flights, f)
+	s.out++
+	return f.sent
+}
+
+// encode returns the frame for the client. If it is not ok the client is not to get the message, which is counted.
+func (s *Session) encode(d *Delivery, e *Encoder) (frame []byte, idAt int, ok bool) {
+	if d.Message.Expired(e.now()) {
+		s.counters.Expired.Add(1)
+		return nil, 0, false
+	}
+	frame, idAt = e.frame(d, s.v5)
+	if s.largest > 0 && len(frame) > s.largest {
+		s.counters.TooLarge.Add(1)
+		return nil, 0, false
+	}
+	return frame, idAt, true
+}
+
+func (s *Session) send(frame []byte, idAt int, id uint16) bool {
+	more, err := s.conn.Send(frame, idAt, id)
+	if !more && !s.blocked {
+		s.blocked, s.since = true, time.Now()
+	}
+	return err == nil
+}
+
+// nextID is a packet identifier that is not in use [MQTT-2.2.1-3]. Identifiers are given in ascending order,
+// around from 65535 to 1, and the flights keep that order: one that is in use can only be met at their front.
+func (s *Session) nextID() uint16 {
+	for front := 0; ; {
+		if s.lastID++; s.lastID == 0 {
+			s.lastID = 1
+		}
+		if front == len(s.flights) || s.flights[front].id != s.lastID {
+			return s.lastID
+		}
+		front++
+	}
+}
+
+// pump sends what may be sent now. The caller holds s.mu.
+func (s *Session) pump() {
+	if s.conn == nil || s.blocked || s.out == s.window || s.out == len(s.flights) && s.head == len(s.queue) {
+		return
+	}
+	e := NewEncoder(nil)
+	defer e.Release()
+	for s.conn != nil && !s.blocked && s.out < s.window && s.out < len(s.flights) {
+		s.relaunch(e)
+	}
+	for s.ready() && s.head < len(s.queue) {
+		d := s.pop()
+		e.Reset(d.Message)
+		s.launch(d, e)
+	}
+}
+
+// relaunch sends the next flight of an earlier connection again.
+func (s *Session) relaunch(e *Encoder) {
+	f := &s.flights[s.out]
+	if f.released {
+		s.out++
+		s.send(pubrel(f.id), 0, 0)
+		return
+	}
+	e.Reset(f.Message)
+	var frame []byte
+	var idAt int
+	if f.sent { // its delivery has begun, and is completed however long that takes
+		frame, idAt = e.frame(&f.Delivery, s.v5)
+		frame[0] |= dupFlag // [MQTT-3.3.1-1]
+	} else {
+		var ok bool
+		if frame, idAt, ok = s.encode(&f.Delivery, e); !ok {
+			s.flights = slices.Delete(s.flights, s.out, s.out+1)
+			return
+		}
+	}
+	s.out++
+	f.sent = s.send(frame, idAt, f.id) || f.sent
+}
+
+// Acknowledged takes a PUBACK, PUBREC or PUBCOMP that came through c: packet type, packet identifier, reason code.
+// What doesn't fit any message is answered as MQTT 5 demands (4.3.3), and changes nothing.
+func (s *Session) Acknowledged(c Conn, kind byte, id uint16, reason byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn == nil || s.conn != c {
+		return
+	}
+	i := slices.IndexFunc(s.flights[:s.out], func(f flight) bool { return f.id == id })
+	switch {
+	case kind == typePubrec && (i < 0 || s.flights[i].QoS != 2):
+		s.send(s.pubrelUnknown(id), 0, 0)
+		return
+	case i < 0:
+		return
+	}
+	f := &s.flights[i]
+	switch {
+	case kind == typePubrec && reason < reasonFailure: // [MQTT-4.3.3-4]
+		f.released, f.Message = true, nil
+		s.send(pubrel(id), 0, 0)
+		return
+	case kind == typePubrec, // refused: that is the end of it
+		kind == typePuback && f.QoS == 1,
+		kind == typePubcomp && f.released:
+	default:
+		return // of another kind than the message needs
+	}
+	s.flights = slices.Delete(s.flights, i, i+1)
+	s.out--
+	if len(s.flights) == 0 && cap(s.flights) > keptFlights {
+		s.flights = nil
+	}
+	if s.head < len(s.queue) {
+		s.since = time.Now()
+	}
+	s.pump()
+}
+
+// keptFlights is the capacity that a session without flights keeps.
+const keptFlights = 8
+
+// Drained is to be called, without locks of c's, when more may follow through c.
+func (s *Session) Drained(c Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn == nil || s.conn != c {
+		return
+	}
+	s.blocked, s.since = false, time.Now()
+	s.pump()
+}
+
+// pause is how long a publisher should wait: the longer, the more is queued, and not at all for a
+// client that takes nothing.
+func (s *Session) pause() time.Duration {
+	fill := max(float64(len(s.queue)-s.head)/MaxQueued, float64(s.queuedBytes)/MaxQueuedBytes)
+	if s.conn == nil || fill < 0.5 || time.Since(s.since) > progress {
+		return 0
+	}
+	return time.Duration((fill - 0.5) * 2 * float64(maxPause))
+}
+
+func (s *Session) push(d Delivery) {
+	s.queue = append(s.queue, d)
+	s.queuedBytes += d.size()
+	s.counters.Queued.Add(1)
+}
+
+func (s *Session) pop() Delivery {
+	d := s.queue[s.head]
+	s.queue[s.head] = Delivery{} // so that the message can go
+	s.head++
+	s.counters.Queued.Add(-1)
+	s.queuedBytes -= d.size()
+	switch {
+	case s.head == len(s.queue):
+		s.queue, s.head = nil, 0
+	case s.head >= 256 && s.head > len(s.queue)/2:
+		s.queue, s.head = slices.Delete(s.queue, 0, s.head), 0
+	}
+	return d
+}
+
+func pubrel(id uint16) []byte {
+	return []byte{typePubrel<<4 | 2, 2, byte(id >> 8), byte(id)} // [MQTT-3.6.1-1]
+}
+
+// pubrelUnknown answers a PUBREC whose identifier is not in use: its client must get rid of it all the same.
+func (s *Session) pubrelUnknown(id uint16) []byte {
+	frame := pubrel(id)
+	if s.v5 {
+		frame[1] = 3
+		frame = append(frame, reasonIdentifierNotFound)
+	}
+	return frame
+}
+
+const reasonIdentifierNotFound = 0x92
