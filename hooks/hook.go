@@ -15,29 +15,33 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/throughline-mqtt/throughline/auth"
 	"github.com/throughline-mqtt/throughline/hooks/guard"
+	"github.com/throughline-mqtt/throughline/sessions"
 )
 
-// hook is what mochi calls. A panic in one of its methods is recovered there: in some of
-// mochi's goroutines nobody else could.
+// hook is what mochi calls. A panic in one of its methods is recovered there: in mochi's event loop nobody else could.
 type hook struct {
 	mqtt.HookBase
-	o         Options
-	log       *slog.Logger
-	metrics   *metrics
-	refusals  *refusals
-	ids       messageIDs
-	published atomic.Uint64
-	server    *Server // set before anything is accepted
+	o        Options
+	log      *slog.Logger
+	metrics  *metrics
+	refusals *refusals
+	ids      messageIDs
+	server   *Server // set before anything is accepted
 
-	turns *turns
+	turns       *turns
+	subscribers *subscribers
+	retained    sessions.Retained
+	wills       *wills
 
 	mu        sync.Mutex
 	lastPanic string
@@ -47,16 +51,18 @@ func newHook(o Options) *hook {
 	m := newMetrics(o.Registerer)
 	return &hook{
 		o: o, log: o.Logger, metrics: m,
-		refusals: newRefusals(o.Logger, o.Space, m),
-		ids:      messageIDs{run: rand.Uint64()},
-		turns:    newTurns(),
+		refusals:    newRefusals(o.Logger, o.Space, m),
+		ids:         messageIDs{run: rand.Uint64()},
+		turns:       newTurns(),
+		subscribers: newSubscribers(),
+		wills:       newWills(),
 	}
 }
 
-// guarded are the methods that recover their panics: all that Provides names.
+// guarded are the methods that recover their panics: all that Provides names, and what runs by the clock.
 var guarded = [...]string{
-	"OnConnectAuthenticate", "OnACLCheck", "OnSessionEstablished",
-	"OnSubscribe", "OnSubscribed", "OnPublish", "OnPublished", "OnQosPublish", "OnPacketEncode",
+	"OnACLCheck", "OnClientExpired", "OnSubscribe", "OnSubscribed", "OnUnsubscribed", "OnPublish", "OnPublished", "OnQosPublish",
+	"OnPacketRead", "OnPacketProcessed", "OnPacketEncode", "publishWill", "publishSys",
 }
 
 // ID is the hook's name in mochi's log.
@@ -65,14 +71,14 @@ func (h *hook) ID() string { return "throughline" }
 // Provides tells mochi which methods to call.
 func (h *hook) Provides(b byte) bool {
 	switch b {
-	case mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished,
-		mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnPublish, mqtt.OnPublished, mqtt.OnQosPublish, mqtt.OnPacketEncode:
+	case mqtt.OnACLCheck, mqtt.OnClientExpired, mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnPublished, mqtt.OnQosPublish,
+		mqtt.OnPacketRead, mqtt.OnPacketProcessed, mqtt.OnPacketEncode:
 		return true
 	}
 	return false
 }
 
-// panicked counts a recovered panic, and logs it with its stack when its text changes.
+// panicked counts a recovered panic, and logs it with its stack when its text changes. The client may be nil.
 func (h *hook) panicked(method string, cl *mqtt.Client, cause any) {
 	h.metrics.panics.WithLabelValues(method).Inc()
 	text := fmt.Sprint(cause)
@@ -80,32 +86,21 @@ func (h *hook) panicked(method string, cl *mqtt.Client, cause any) {
 	same := text == h.lastPanic
 	h.lastPanic = text
 	h.mu.Unlock()
-	if !same {
-		h.log.Error("panic in a hook", "hook", method, "panic", text, "client", cl.ID, "stack", string(debug.Stack()))
+	if same {
+		return
 	}
+	client := ""
+	if cl != nil {
+		client = cl.ID
+	}
+	h.log.Error("panic in a hook", "hook", method, "panic", text, "client", client, "stack", string(debug.Stack()))
 }
 
-// OnConnectAuthenticate says whether the client may connect. For one that may it returns once no other
-// connection has the client's session, and lets the connection read on: nothing comes between this and mochi's
-// taking the session over, and it is the last call that can keep mochi from that.
-func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) (ok bool) {
-	defer func() {
-		if cause := recover(); cause != nil {
-			h.panicked("OnConnectAuthenticate", cl, cause)
-			ok = false
-		}
-	}()
+// authenticate says whether the client may connect.
+func (h *hook) authenticate(cl *mqtt.Client, password []byte) bool {
 	who := identity(cl)
-	who.Password = pk.Connect.Password
-	if !h.o.Auth.Connect(who) {
-		return false
-	}
-	c, ours := cl.Net.Conn.(*guard.Conn)
-	if !ours {
-		return true
-	}
-	c.Admit(cl.ID) // first: the end of the connection ends the turn by this id, whatever comes now
-	return h.takeOver(cl, c)
+	who.Password = password
+	return h.o.Auth.Connect(who)
 }
 
 // OnACLCheck says whether the client may publish to a topic name (write), or subscribe to a topic
@@ -128,15 +123,16 @@ func identity(cl *mqtt.Client) auth.Client {
 	return auth.Client{Listener: cl.Net.Listener, ID: cl.ID, Username: string(cl.Properties.Username)}
 }
 
-// OnSessionEstablished ends the turn that OnConnectAuthenticate began.
-func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
+// OnClientExpired ends a session whose time is over. mochi forgets the client, and would leave its subscriptions in the index.
+func (h *hook) OnClientExpired(cl *mqtt.Client) {
 	defer func() {
 		if cause := recover(); cause != nil {
-			h.panicked("OnSessionEstablished", cl, cause)
+			h.panicked("OnClientExpired", cl, cause)
 		}
 	}()
-	if c, ok := cl.Net.Conn.(*guard.Conn); ok {
-		h.turns.end(cl.ID, c)
+	h.server.mochi.UnsubscribeClient(cl)
+	if sub := h.subscribers.get(cl.ID); sub != nil {
+		h.subscribers.close(sub)
 	}
 }
 
@@ -162,8 +158,7 @@ func acknowledges(pk packets.Packet) bool {
 	return pk.FixedHeader.Type == packets.Puback || pk.FixedHeader.Type == packets.Pubrec
 }
 
-// forgetAck takes an acknowledgement out of the session. mochi keeps the ids of both directions in one map: under
-// the same id there may be a message to the client.
+// forgetAck takes an acknowledgement out of the session.
 func (h *hook) forgetAck(cl *mqtt.Client, id uint16) {
 	pk, ok := cl.State.Inflight.Get(id)
 	if ok && acknowledges(pk) && cl.State.Inflight.Delete(id) {
@@ -175,15 +170,26 @@ func (h *hook) forgetAck(cl *mqtt.Client, id uint16) {
 // it, since # may only be last [MQTT-4.7.1-1].
 const overLimit = "#/beyond-max-subscriptions"
 
-// yieldEvery is how many publishes go by before a publisher lets others run: far fewer than writesPending, and enough
-// that frames still go out many at a time.
+// yieldEvery is how many publishes of one client are taken before others get a turn: few enough that a client with much to
+// say delays nobody, and enough that frames go out many at a time.
 const yieldEvery = 16
 
-// OnPublished lets those run, now and then, whose queues publishes go into. mochi drops a message, whatever its QoS,
-// when a client's queue is full, and publishers that are never made to wait fill it faster than one goroutine
-// empties it.
-func (h *hook) OnPublished(*mqtt.Client, packets.Packet) {
-	if h.published.Add(1)%yieldEvery == 0 {
+// OnPublished makes a client whose messages a subscriber can't keep up with wait a little. Its acknowledgement
+// has been written.
+func (h *hook) OnPublished(cl *mqtt.Client, _ packets.Packet) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.panicked("OnPublished", cl, cause)
+		}
+	}()
+	c := connectionOf(cl)
+	if c == nil {
+		return
+	}
+	if c.pause > 0 {
+		time.Sleep(c.pause)
+	}
+	if c.published++; c.published%yieldEvery == 0 {
 		runtime.Gosched()
 	}
 }
@@ -197,29 +203,34 @@ func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) (out packets.Pack
 			out = pk // mochi answers this packet: an empty one would get a SUBACK without id and codes
 		}
 	}()
-	if h.o.MaxSubscriptions <= 0 {
-		return pk
-	}
+	existed := make([]bool, len(pk.Filters))
 	room := h.o.MaxSubscriptions - cl.State.Subscriptions.Len()
 	for i, sub := range pk.Filters {
-		if _, has := cl.State.Subscriptions.Get(sub.Filter); has {
+		if _, existed[i] = cl.State.Subscriptions.Get(sub.Filter); existed[i] || h.o.MaxSubscriptions <= 0 {
 			continue
 		}
 		if room--; room < 0 {
 			pk.Filters[i].Filter = overLimit
 		}
 	}
+	if c := connectionOf(cl); c != nil {
+		c.existed = existed
+	}
 	return pk
 }
 
-// OnSubscribed gives the marked filters the reason code that fits them. mochi writes reasonCodes
-// to the client after this.
+// OnSubscribed has messages go to the new subscriptions from now on, and gives the marked filters the reason
+// code that fits them. mochi writes reasonCodes to the client after this.
 func (h *hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, reasonCodes []byte) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			h.panicked("OnSubscribed", cl, cause)
 		}
 	}()
+	h.subscribers.changed()
+	if c := connectionOf(cl); c != nil {
+		c.oweRetained(pk.Filters, reasonCodes)
+	}
 	if cl.Properties.ProtocolVersion < 5 {
 		return // 0x80 is the only one there is
 	}
@@ -230,9 +241,70 @@ func (h *hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, reasonCodes []by
 	}
 }
 
-// OnPacketEncode tells MQTT 5 clients the limit that guard holds them to: without it they
-// have to take it that there is none (MQTT 5, 3.2.2.3.6), and a message beyond it would end their connection at
-// every attempt. mochi's CONNACK leaves it out.
+// OnUnsubscribed has messages no longer go to what the client has unsubscribed from.
+func (h *hook) OnUnsubscribed(cl *mqtt.Client, pk packets.Packet) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.panicked("OnUnsubscribed", cl, cause)
+		}
+	}()
+	if len(pk.Filters) > 0 { // none: a client without subscriptions has left
+		h.subscribers.changed()
+	}
+}
+
+// OnPacketProcessed sends the retained messages that a SUBSCRIBE has earned, after its SUBACK.
+func (h *hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, _ error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.panicked("OnPacketProcessed", cl, cause)
+		}
+	}()
+	if pk.FixedHeader.Type == packets.Subscribe {
+		if c := connectionOf(cl); c != nil && len(c.retained) > 0 {
+			h.deliverRetained(c)
+		}
+	}
+}
+
+// topicAliasMaximum is how many topic aliases a client may set: a vehicle publishes to a handful of topics.
+const topicAliasMaximum = 16
+
+// OnPacketRead puts the topic name in place of its alias. mochi would do that after it has asked whether the client may
+// publish to the topic "".
+func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (out packets.Packet, err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.panicked("OnPacketRead", cl, cause)
+			out, err = pk, packets.ErrUnspecifiedError
+		}
+	}()
+	if pk.FixedHeader.Type != packets.Publish || !pk.Properties.TopicAliasFlag {
+		return pk, nil
+	}
+	c := connectionOf(cl)
+	alias := pk.Properties.TopicAlias // guard has seen that it is no larger than topicAliasMaximum
+	if pk.TopicName != "" {
+		if c.aliases == nil {
+			c.aliases = make(map[uint16]string)
+		}
+		c.aliases[alias] = strings.Clone(pk.TopicName) // the packet that it is a part of must not stay
+	} else if pk.TopicName = c.aliases[alias]; pk.TopicName == "" {
+		h.server.disconnect(c.conn, packets.ErrProtocolViolation, time.Now().Add(farewell)) // MQTT 5, 3.3.2.3.4
+		return pk, packets.ErrProtocolViolation
+	}
+	pk.Properties.TopicAlias, pk.Properties.TopicAliasFlag = 0, false
+	return pk, nil
+}
+
+// OnPacketEncode puts right what mochi writes.
+//
+// CONNACK: MQTT 5 clients are told the packet size that guard holds them to: without it they have to take it that there
+// is none (MQTT 5, 3.2.2.3.6), and a message beyond it would end their connection at every attempt. And how many topic
+// aliases they may use, which mochi leaves out as well.
+//
+// PUBREC: to a message of QoS 2 that was sent again mochi says that its identifier is in use (0x91), which makes the client
+// give it up. It was received, and that is the answer [MQTT-4.3.3-10].
 func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) (out packets.Packet) {
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -240,8 +312,19 @@ func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) (out packets.P
 			out = pk
 		}
 	}()
-	if pk.FixedHeader.Type == packets.Connack && pk.ProtocolVersion == 5 && h.o.MaxPacketSize > 0 {
-		pk.Properties.MaximumPacketSize = uint32(h.o.MaxPacketSize)
+	switch pk.FixedHeader.Type {
+	case packets.Connack:
+		if pk.ProtocolVersion == 5 {
+			if h.o.MaxPacketSize > 0 {
+				pk.Properties.MaximumPacketSize = uint32(h.o.MaxPacketSize)
+			}
+			pk.Properties.TopicAliasMaximum = topicAliasMaximum
+		}
+	case packets.Pubrec:
+		if pk.ReasonCode == packets.ErrPacketIdentifierInUse.Code {
+			pk.ReasonCode = packets.CodeSuccess.Code
+			pk.Properties.ReasonString = ""
+		}
 	}
 	return pk
 }

@@ -2,6 +2,7 @@ package hooks
 
 import (
 	"strconv"
+	"sync/atomic"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -80,22 +81,34 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	return m
 }
 
-// registerState registers gauges of what mochi holds.
-func registerState(r prometheus.Registerer, s *mqtt.Server) {
+// registerState registers what mochi and the sessions hold.
+func registerState(r prometheus.Registerer, s *mqtt.Server, h *hook) {
 	auto := promauto.With(r)
-	auto.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "throughline_mqtt_sessions", Help: "Sessions, those of disconnected clients included.",
-	}, func() float64 { return float64(s.Clients.Len()) })
-	auto.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "throughline_mqtt_clients", Help: "Connected clients.",
-	}, func() float64 { return float64(s.Info.Clone().ClientsConnected) })
-	auto.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "throughline_mqtt_subscriptions", Help: "Subscriptions of all sessions.",
-	}, func() float64 { return float64(s.Info.Clone().Subscriptions) })
-	auto.NewCounterFunc(prometheus.CounterOpts{
-		Name: "throughline_mqtt_messages_dropped_total",
-		Help: "Messages to subscribers that were dropped because their queue was full.",
-	}, func() float64 { return float64(s.Info.Clone().MessagesDropped) })
+	gauge := func(name, help string, value func() float64) {
+		auto.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value)
+	}
+	gauge("throughline_mqtt_sessions", "Sessions, those of disconnected clients included.",
+		func() float64 { return float64(s.Clients.Len()) })
+	gauge("throughline_mqtt_clients", "Connected clients.",
+		func() float64 { return float64(s.Info.Clone().ClientsConnected) })
+	gauge("throughline_mqtt_subscriptions", "Subscriptions of all sessions.",
+		func() float64 { return float64(s.Info.Clone().Subscriptions) })
+	gauge("throughline_mqtt_retained_messages", "Retained messages, without $SYS topics.",
+		func() float64 { return float64(h.retained.Len()) })
+	counters := &h.subscribers.counters
+	gauge("throughline_mqtt_messages_queued", "Messages of QoS 1 and 2 that wait for a client, offline or slow.",
+		func() float64 { return float64(counters.Queued.Load()) })
+	for reason, n := range map[string]*atomic.Uint64{
+		"queue_full": &counters.QueueFull, "congested": &counters.Congested,
+		"too_large": &counters.TooLarge, "expired": &counters.Expired,
+	} {
+		auto.NewCounterFunc(prometheus.CounterOpts{
+			Name: "throughline_mqtt_messages_dropped_total",
+			Help: "Messages to subscribers that were dropped: queue_full (too many wait for the client), congested (QoS 0, and the client " +
+				"takes nothing), too_large (beyond its Maximum Packet Size), expired (their Message Expiry Interval is over).",
+			ConstLabels: prometheus.Labels{"reason": reason},
+		}, func() float64 { return float64(n.Load()) })
+	}
 }
 
 // outcomes collects what the current rules count themselves.

@@ -48,21 +48,21 @@ func (h *answering) OnPublish(_ *mqtt.Client, pk packets.Packet) (packets.Packet
 }
 
 // plainMochi is mochi with its own listener, as its README has it.
-func plainMochi(answer error) (*listeners.TCP, error) {
+func plainMochi(hook mqtt.Hook) (*mqtt.Server, *listeners.TCP, error) {
 	s := mqtt.New(&mqtt.Options{Logger: slog.New(slog.DiscardHandler)})
-	if err := s.AddHook(&answering{err: answer}, nil); err != nil {
-		return nil, err
+	if err := s.AddHook(hook, nil); err != nil {
+		return nil, nil, err
 	}
 	l := listeners.NewTCP(listeners.Config{ID: "tcp", Address: "127.0.0.1:0"})
 	if err := s.AddListener(l); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return l, s.Serve()
+	return s, l, s.Serve()
 }
 
 func servePlain(t *testing.T, answer error) string {
 	t.Helper()
-	l, err := plainMochi(answer)
+	_, l, err := plainMochi(&answering{err: answer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestWillsSkipOnPublish(t *testing.T) {
 // truncatedSubscribe is an MQTT 5 SUBSCRIBE of eight bytes whose filter "a" has no options byte.
 var truncatedSubscribe = []byte{0x82, 6, 0, 1, 0, 0, 1, 'a'}
 
-// F1: a decoder's panic ends the process. TestDecoderPanicEndsItsConnectionAlone is the other half.
+// F1: a decoder's panic ends the process. TestTruncatedSubscribeEndsItsConnectionAlone is the other half.
 func TestPlainMochiDiesOfATruncatedSubscribe(t *testing.T) {
 	child := startChild(t, "plain")
 	c := connected(t, child.address, 5, "v7")
@@ -250,7 +250,7 @@ func TestMain(m *testing.M) {
 	if role == "wrap" {
 		answer = errWrapsCode
 	}
-	l, err := plainMochi(answer)
+	_, l, err := plainMochi(&answering{err: answer})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

@@ -37,7 +37,7 @@ var reasons = [...]reason{outboxFull, appendFailed, commitFailed, panicked}
 // acknowledged by the peer it was sent to, is a remote call of its own protocol.
 const layer = tracectx.LayerRPCFramework
 
-// OnPublish matches a publish and stores what it owes. What it returns keeps to the table in
+// OnPublish matches a publish, stores what it owes, and gives it to its subscribers. What it returns keeps to the table in
 // TestOnPublishOutcomes: nil acknowledges; a packets.Code by itself answers an MQTT 5 QoS 1 publish
 // with that code; ErrRejectPacket drops the publish without an answer.
 //
@@ -63,6 +63,11 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, 
 	if why != "" {
 		return pk, p.refuse(why, cause)
 	}
+	pause := h.deliver(cl.ID, &pk, p.received)
+	if c := connectionOf(cl); c != nil {
+		c.pause = pause
+	}
+	pk.Ignore = true // mochi acknowledges it, and does nothing else with it
 	return pk, nil
 }
 

@@ -27,13 +27,15 @@ const (
 	// farewell bounds how long a client may take to accept the packet that says goodbye.
 	farewell = 2 * time.Second
 
-	// writesPending is how many outgoing messages mochi queues for a client; what doesn't fit is dropped. It
+	// writesPending is how many outgoing messages mochi queues for a client: none come that way. It
 	// reserves eight bytes for each at connect: its default of 8192 costs 64 kB per vehicle.
-	writesPending = 4096
+	writesPending = 1
 
-	// sysInterval is how often mochi publishes $SYS topics, in seconds. Each round stops the
-	// world for runtime statistics; the metrics are what ops look at.
-	sysInterval = 60
+	// readBuffer is the least that bufio has. guard's connections have buffers of their own.
+	readBuffer = 16
+
+	// sweepInterval is how often expired retained messages are removed. They are not delivered before that either.
+	sweepInterval = time.Minute
 )
 
 // Commit is a group commit that records joined. *bridge.Commit is one.
@@ -87,7 +89,8 @@ type Server struct {
 	started atomic.Bool
 	stopped atomic.Bool
 	tasks   sync.WaitGroup
-	quit    chan struct{} // ends the tasks
+	quit    chan struct{} // ends the tasks and the workers
+	workers *workers
 
 	closing  sync.Once
 	closed   chan struct{}
@@ -107,17 +110,20 @@ func New(o Options) (*Server, error) {
 		mochi: mqtt.New(&mqtt.Options{
 			Capabilities:           capabilities(o),
 			Logger:                 slog.New(newLogHandler(o.Logger.Handler())),
-			SysTopicResendInterval: sysInterval,
+			SysTopicResendInterval: never,
 			// Its smallest: guard gathers what is written. mochi leaves frames in a buffer of its own
 			// until the next queued message has been written, for good if that one can't be.
 			ClientNetWriteBufferSize: 1,
+			ClientNetReadBufferSize:  readBuffer,
 		}),
 		quit:   make(chan struct{}),
 		closed: make(chan struct{}),
 	}
+	s.workers = newWorkers(s.quit)
 	s.hook = newHook(o)
 	s.hook.server = s
-	registerState(o.Registerer, s.mochi)
+	s.hook.subscribers.index = s.mochi.Topics
+	registerState(o.Registerer, s.mochi, s.hook)
 	registerOutcomes(o.Registerer, o.Rules)
 	if err := s.mochi.AddHook(s.hook, nil); err != nil {
 		return nil, fmt.Errorf("new MQTT server: %w", err)
@@ -128,6 +134,8 @@ func New(o Options) (*Server, error) {
 		ConnectTimeout: o.ConnectTimeout,
 		Logger:         o.Logger,
 		Registerer:     o.Registerer,
+
+		TopicAliasMaximum: topicAliasMaximum,
 	})
 	for _, lo := range o.Listeners {
 		l := g.Listener(lo.Name, lo.Address)
@@ -147,8 +155,7 @@ func capabilities(o Options) *mqtt.Capabilities {
 	// mochi drops retained and queued messages after a day unless this is 0: then only a
 	// message's own expiry counts [MQTT-3.3.2-5].
 	c.MaximumMessageExpiryInterval = 0
-	// mochi doesn't announce a Topic Alias Maximum, so clients must not use aliases
-	// [MQTT-3.2.2-17]; and it would ask for permission with an empty topic.
+	// Topic aliases are resolved, and announced, before mochi sees them (OnPacketRead).
 	c.TopicAliasMaximum = 0
 	// Otherwise a publish's user properties come back in its PUBACK.
 	c.Compatibilities.NoInheritedPropertiesOnAck = true
@@ -168,6 +175,8 @@ func (s *Server) Start() error {
 		return fmt.Errorf("start MQTT server: %w", err)
 	}
 	s.tasks.Go(func() { s.hook.refusals.release(s.quit, s.closeRefused) })
+	s.tasks.Go(s.sweep)
+	s.tasks.Go(s.publishSys)
 	s.started.Store(true)
 	return nil
 }
@@ -219,6 +228,7 @@ func (s *Server) DisconnectClients(ctx context.Context) error {
 func (s *Server) Close(ctx context.Context) error {
 	s.closing.Do(func() {
 		s.StopAccepting()
+		s.hook.wills.close()
 		close(s.quit)
 		go func() {
 			s.tasks.Wait()
@@ -274,22 +284,9 @@ type listener struct {
 	server *Server
 }
 
-// Serve hands connections to mochi, and clears up after each.
-func (l listener) Serve(establish listeners.EstablishFn) {
-	l.Listener.Serve(func(id string, conn net.Conn) error {
-		c := conn.(*guard.Conn)
-		returned := false
-		defer func() {
-			l.server.hook.refusals.forget(c)
-			l.server.hook.turns.endAll(c)
-			if !returned {
-				l.server.abandon(c)
-			}
-		}()
-		err := establish(id, conn)
-		returned = true
-		return err
-	})
+// Serve accepts connections. mochi is told of them when their CONNECT is there.
+func (l listener) Serve(listeners.EstablishFn) {
+	l.Listener.Serve(l.server.serve)
 }
 
 // Close is what mochi calls for its own Close. It doesn't let mochi close the clients: their
@@ -297,20 +294,16 @@ func (l listener) Serve(establish listeners.EstablishFn) {
 // deadlocks for good when a client that leaves asks for the write lock in between.
 func (l listener) Close(listeners.CloseFn) { l.Listener.Close() }
 
-// abandon does for a client whose goroutine panicked what mochi does for one that leaves, so
-// that a packet which makes it panic can't be used to fill the memory: unless the session outlives
-// the connection, its subscriptions and messages go. Its will is not sent.
-func (s *Server) abandon(c *guard.Conn) {
-	cl, ok := s.client(c)
-	if !ok {
-		return
-	}
-	props := &cl.Properties
-	expires := props.ProtocolVersion == 5 && props.Props.SessionExpiryInterval == 0 ||
-		props.ProtocolVersion < 5 && props.Clean
-	if expires && !cl.IsTakenOver() {
-		cl.ClearInflights()
-		s.mochi.UnsubscribeClient(cl)
-		s.mochi.Clients.Delete(cl.ID)
+// sweep removes expired retained messages until the server closes.
+func (s *Server) sweep() {
+	ticker := time.NewTicker(sweepInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case now := <-ticker.C:
+			s.hook.retained.Sweep(now)
+		case <-s.quit:
+			return
+		}
 	}
 }

@@ -511,17 +511,29 @@ func TestRefusedPublishIsNotRetained(t *testing.T) {
 	}
 }
 
-// mochi would ask for permission with an empty topic.
-func TestTopicAliasesAreNotTaken(t *testing.T) {
+// TestTopicAlias: rules and subscribers see the topic, never the alias.
+func TestTopicAlias(t *testing.T) {
 	b := start(t)
+	subscriber := b.client(4, "dashboard")
+	subscriber.subscribe("fleet/#")
 	c := b.client(5, "v7")
-	c.send(packets.Packet{
-		FixedHeader: packets.FixedHeader{Type: packets.Publish},
-		TopicName:   "fleet/v7/telemetry", Payload: []byte(braking),
-		Properties: packets.Properties{TopicAlias: 1, TopicAliasFlag: true},
-	})
-	if got := show(c.read()); got != "Disconnect 0x94" || len(b.queue.taken()) != 0 {
-		t.Errorf("got %s, %d records", got, len(b.queue.taken()))
+	for _, topic := range []string{"fleet/v7/telemetry", ""} {
+		c.send(packets.Packet{
+			FixedHeader: packets.FixedHeader{Type: packets.Publish},
+			TopicName:   topic, Payload: []byte(braking),
+			Properties: packets.Properties{TopicAlias: 1, TopicAliasFlag: true},
+		})
+		if got := subscriber.read(); got.TopicName != "fleet/v7/telemetry" {
+			t.Errorf("the subscriber got topic %q", got.TopicName)
+		}
+	}
+	for _, r := range b.queue.taken() {
+		if r.Topic != "fleet/v7/telemetry" {
+			t.Errorf("a record has topic %q", r.Topic)
+		}
+	}
+	if n := len(b.queue.taken()); n != 2 {
+		t.Errorf("%d records", n)
 	}
 }
 
@@ -600,18 +612,22 @@ func TestPanicInOnPublishIsARefusal(t *testing.T) {
 	}
 }
 
-// The other half of TestPlainMochiDiesOfATruncatedSubscribe (F1).
-func TestDecoderPanicEndsItsConnectionAlone(t *testing.T) {
+// The other half of TestPlainMochiDiesOfATruncatedSubscribe (F1). The decoder never sees it.
+func TestTruncatedSubscribeEndsItsConnectionAlone(t *testing.T) {
 	b := start(t)
 	other := b.client(5, "other")
 	for i := range 3 {
 		c := b.client(5, fmt.Sprint("v", i))
 		c.subscribe("a", "b")
 		c.bytes(truncatedSubscribe...)
+		if got := show(c.read()); got != "Disconnect 0x81" {
+			t.Errorf("got %s", got)
+		}
 		c.wantClosed()
 	}
 	other.next()
-	b.wantMetric("throughline_connection_panics_total", 3)
+	b.wantMetric("throughline_connection_panics_total", 0)
+	b.wantMetric(`throughline_frames_refused_total{reason="malformed"}`, 3)
 	// Nothing of the three is left.
 	b.wantMetric("throughline_connections", 1)
 	b.wantMetric("throughline_mqtt_sessions", 1)

@@ -15,8 +15,7 @@ import (
 // its id. That end takes as long as the flush that the old connection's acknowledgements wait for.
 const takeoverWait = 5 * time.Second
 
-// turns lets connections with the same client id become its session one after the other: mochi
-// looks up, inherits and replaces a session without a lock around the three.
+// turns lets connections with the same client id become its session one after the other.
 type turns struct {
 	mu    sync.Mutex
 	taken map[string]*guard.Conn   // by client id: whose turn it is
@@ -72,20 +71,14 @@ func (t *turns) endAll(c *guard.Conn) {
 }
 
 // takeOver ends the connection that has the client's id, if there is one, and waits until mochi
-// has let go of it and what it has accepted is on disk: mochi hands the session on, with the acknowledgements that
-// it has already sent, as it believes. If others that wait for the same session take too long, the client is
+// has let go of it and what it has accepted is on disk: the session is handed on with the PUBRECs that mochi has
+// sent, as it believes. If others that wait for the same session take too long, the client is
 // refused: a takeover beside another one could leave both connections open.
 func (h *hook) takeOver(cl *mqtt.Client, c *guard.Conn) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), takeoverWait)
 	defer cancel()
 	if err := h.turns.begin(ctx, cl.ID, c); err != nil {
 		h.log.Warn("connection refused: others are taking over the session", "client", cl.ID, "waited", takeoverWait)
-		busy := packets.ErrServerBusy
-		if cl.Properties.ProtocolVersion < 5 {
-			busy = packets.ErrServerUnavailable
-		}
-		_ = h.server.mochi.SendConnack(cl, busy, false, nil) // as good as it goes
-		_ = c.Close()                                        // before mochi says that the password is wrong
 		return false
 	}
 	old, ok := h.server.mochi.Clients.Get(cl.ID)

@@ -26,11 +26,15 @@ const (
 	MaxQueued      = 10_000
 	MaxQueuedBytes = 64 << 20
 
-	// progress is how recently a client must have taken something for publishers to be asked to wait for it.
-	progress = 50 * time.Millisecond
+	// Publishers are asked to wait for a client that is behind and has taken something within progress, beginning at pauseFrom
+	// of what may be queued; and at QoS 0 for as long as its connection needs to write what healthy clients
+	// take at once. A client that takes nothing delays nobody.
+	progress  = time.Second
+	flushTime = 20 * time.Millisecond
+	pauseFrom = 0.25
 	// maxPause is the longest that a publisher is asked to wait, after one message. Less than a vehicle
 	// would notice, and enough that hundreds of publishers together don't outrun one subscriber.
-	maxPause = 5 * time.Millisecond
+	maxPause = 10 * time.Millisecond
 
 	// queuedOverhead is what a queued message costs beside its topic and payload, in bytes.
 	queuedOverhead = 128
@@ -64,6 +68,11 @@ type Counters struct {
 	Congested atomic.Uint64 // QoS 0 to a client that doesn't take what waits for it
 	TooLarge  atomic.Uint64 // beyond the client's Maximum Packet Size [MQTT-3.1.2-24]
 	Expired   atomic.Uint64 // [MQTT-3.3.2-5]
+}
+
+// Dropped is how many messages were not delivered, whatever for.
+func (c *Counters) Dropped() uint64 {
+	return c.QueueFull.Load() + c.Congested.Load() + c.TooLarge.Load() + c.Expired.Load()
 }
 
 // Delivery is a message as one subscriber gets it.
@@ -128,7 +137,7 @@ func (s *Session) Attach(c Conn, o ConnOptions) {
 	if o.ReceiveMaximum > 0 {
 		s.window = min(o.ReceiveMaximum, MaxInflight)
 	}
-	s.out, s.blocked, s.since = 0, false, time.Time{}
+	s.out, s.blocked, s.since = 0, false, time.Now()
 	s.pump()
 }
 
@@ -194,11 +203,11 @@ func (s *Session) deliverOnce(d Delivery, e *Encoder) (sent bool, pause time.Dur
 	switch {
 	case s.conn == nil:
 		return false, 0
-	case s.blocked && time.Since(s.since) > progress:
+	case s.blocked && time.Since(s.since) > flushTime:
 		s.counters.Congested.Add(1)
 		return false, 0
 	case s.blocked:
-		pause = maxPause // and it goes out: the connection has bounds of its own
+		pause = maxPause / 2 // and it goes out: the connection has bounds of its own
 	}
 	frame, _, ok := s.encode(&d, e)
 	if !ok {
@@ -360,10 +369,10 @@ func (s *Session) Drained(c Conn) {
 // client that takes nothing.
 func (s *Session) pause() time.Duration {
 	fill := max(float64(len(s.queue)-s.head)/MaxQueued, float64(s.queuedBytes)/MaxQueuedBytes)
-	if s.conn == nil || fill < 0.5 || time.Since(s.since) > progress {
+	if s.conn == nil || fill < pauseFrom || time.Since(s.since) > progress {
 		return 0
 	}
-	return time.Duration((fill - 0.5) * 2 * float64(maxPause))
+	return time.Duration((fill - pauseFrom) / (1 - pauseFrom) * float64(maxPause))
 }
 
 func (s *Session) push(d Delivery) {

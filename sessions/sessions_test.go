@@ -250,10 +250,11 @@ func TestQueueIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, w, c := online(sessions.ConnOptions{ReceiveMaximum: 1})
 		deliver(s, 1, "a") // the one that is out
+		time.Sleep(time.Minute)
 		for i := range sessions.MaxQueued {
 			p := deliver(s, 1, fmt.Sprint(i))
-			if i < sessions.MaxQueued/2 && p != 0 {
-				t.Fatalf("asked to wait %v with %d queued", p, i)
+			if p != 0 {
+				t.Fatalf("asked to wait %v for a client that takes nothing", p)
 			}
 		}
 		if p := deliver(s, 1, "too much"); p != 0 {

@@ -2,6 +2,7 @@ package guard
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -24,17 +25,20 @@ const (
 // past is a deadline that has passed: it makes blocked reads and writes return.
 var past = time.Unix(1, 0)
 
-// Conn is the connection as the server sees it. Reading refuses frames that break the limits.
+// Conn is the connection as the server sees it. Reading refuses frames that are malformed or break the limits.
 // Writing never blocks: what the peer doesn't take waits, within bounds. Closing is bounded in time
-// even if the peer reads nothing. Read and Join are for one goroutine, all else is safe for concurrent
+// even if the peer reads nothing. Wait, Read and Join are for one goroutine at a time, all else is safe for concurrent
 // use, and each Write reaches the peer in one piece, but for acknowledgements that are held.
 type Conn struct {
 	net.Conn
 	guard *Guard
 
-	frames follower     // of the reading goroutine
+	in     inbound      // of the reading goroutine
 	client atomic.Value // string: the client id, once admitted
 	out    outbound
+
+	owner    any      // see SetOwner
+	receiver Receiver // of the reading goroutine
 
 	closed  atomic.Bool
 	once    sync.Once
@@ -44,21 +48,25 @@ type Conn struct {
 	unsettled    atomic.Int64  // the joined commits that are not done, and one for the server
 	settled      chan struct{} // closed when unsettled is zero
 
-	deadlines   sync.Mutex    // Close's deadline must not be overwritten by the server's
-	readTimeout time.Duration // of the deadline that the server has set last; zero: none
+	deadlines sync.Mutex    // Close's deadline must not be overwritten
+	keepalive time.Duration // how long the peer may be silent; zero: for ever
+	heard     bool          // the deadline of the next read begins anew
 }
 
 func newConn(raw net.Conn, g *Guard) *Conn {
 	c := &Conn{
-		Conn:    raw,
-		guard:   g,
-		frames:  follower{max: g.maxFrame, maxConnect: min(g.maxFrame, MaxConnectSize)},
+		Conn:  raw,
+		guard: g,
+		in: inbound{
+			max: g.maxFrame, maxConnect: min(g.maxFrame, MaxConnectSize),
+			inspector: inspector{aliasMax: g.topicAliasMaximum},
+		},
 		flushed: make(chan struct{}),
 		settled: make(chan struct{}),
 	}
 	c.unsettled.Store(1)
 	c.out.init(raw, g.stallTimeout, g.maxFrame+maxWaiting, c.failed)
-	// The server sets its keepalive deadline once it has read the CONNECT packet whole. An error
+	// Until SetKeepalive, once the CONNECT packet is there whole. An error
 	// here means that the connection is gone, which the first read tells as well.
 	_ = raw.SetReadDeadline(time.Now().Add(g.connectTimeout))
 	return c
@@ -74,42 +82,116 @@ func (c *Conn) ClientID() string {
 	return id
 }
 
-// Read reads what the peer sent as far as its frames keep to the limits. At the first that
-// doesn't it closes the connection and returns a *FrameError with the bytes before.
+// Receiver is who the peer's acknowledgements are for.
+type Receiver interface {
+	// Acknowledged is called from Wait for a PUBACK, PUBREC or PUBCOMP: packet type, packet identifier, reason code. It must
+	// not block.
+	Acknowledged(kind byte, id uint16, reason byte)
+	// Drained is called, without locks, when more may follow after Send has said no. It must not block.
+	Drained()
+}
+
+// SetReceiver makes r the receiver. Until then acknowledgements are thrown away: the server has sent nothing that they
+// could be for. It is for the goroutine that reads.
+func (c *Conn) SetReceiver(r Receiver) {
+	c.receiver = r
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	c.out.drained = r.Drained
+}
+
+// SetOwner keeps something of the server's with the connection. It is for the goroutine that reads, as Owner is.
+func (c *Conn) SetOwner(owner any) { c.owner = owner }
+
+// Owner is what SetOwner was given, nil if nothing.
+func (c *Conn) Owner() any { return c.owner }
+
+// ErrNothingReady is what Read returns when it has given everything that Wait has made ready.
+var ErrNothingReady = errors.New("no frame is ready")
+
+// Wait reads from the socket until Read has something to give: whole frames that are well formed and keep to the limits.
+// Those that the receiver gets are not among them. At the first frame that doesn't it closes the connection, an MQTT 5 client's
+// with the reason in a DISCONNECT [MQTT-4.13.1-1], and returns a *FrameError. Once the connection is closed from this side it
+// returns net.ErrClosed.
+//
+// It needs little stack, unlike what the server does with a packet: that is why it is not Read that waits.
+func (c *Conn) Wait() error {
+	for c.in.ready == 0 {
+		if err := c.fill(); err != nil {
+			c.in.giveBack()
+			c.in.buf, c.in.start, c.in.end = nil, 0, 0
+			return err
+		}
+	}
+	return nil
+}
+
+// Read gives what Wait has made ready, and doesn't block.
 func (c *Conn) Read(p []byte) (int, error) {
-	if c.frames.connected && c.client.Load() == nil {
-		return 0, c.refuse(&FrameError{Reason: NotAdmitted})
+	if c.in.ready == 0 {
+		return 0, ErrNothingReady
+	}
+	return c.in.take(p), nil
+}
+
+// fill makes frames ready, or reads from the socket once.
+func (c *Conn) fill() error {
+	if c.in.connected && c.client.Load() == nil {
+		return c.refuse(&FrameError{Reason: NotAdmitted, Code: codeNotAuthorized})
 	}
 	if room := c.out.full(); room != nil {
 		<-room // a bound on what is held; closing makes room too
-		c.restartReadDeadline()
+		c.heard = true
 	}
-	if !c.frames.connected {
-		// What comes after CONNECT stays in the socket: whether it may be read is not known yet.
-		p = p[:min(len(p), c.frames.need())]
+	if err := c.in.scan(c.acknowledged); err != nil {
+		return c.refuse(err)
 	}
-	n, err := c.Conn.Read(p)
-	ok, refused := c.frames.follow(p[:n])
-	if refused != nil {
-		return ok, c.refuse(refused)
+	if c.in.ready > 0 {
+		c.heard = true
+		return nil
 	}
-	if err != nil && c.closed.Load() {
-		return n, net.ErrClosed
-	}
-	if !c.frames.connected && errors.Is(err, os.ErrDeadlineExceeded) {
+	c.setReadDeadline()
+	n, err := c.Conn.Read(c.in.room())
+	c.in.read(n)
+	switch {
+	case n > 0:
+		return nil // the error comes again
+	case err != nil && c.closed.Load():
+		return net.ErrClosed
+	case !c.in.connected && errors.Is(err, os.ErrDeadlineExceeded):
 		c.guard.metrics.connectTimeouts.Inc()
 	}
-	return n, err
-}
-
-func (c *Conn) refuse(err error) error {
-	var fe *FrameError
-	if errors.As(err, &fe) {
-		c.guard.refused(c, fe)
-	}
-	c.abort()
 	return err
 }
+
+// acknowledged passes on an acknowledgement.
+func (c *Conn) acknowledged(kind byte, id uint16, reason byte) {
+	c.heard = true
+	if c.receiver != nil {
+		c.receiver.Acknowledged(kind, id, reason)
+	}
+}
+
+// refuse ends the connection for a frame. An MQTT 5 client is told why [MQTT-4.13.1-1], unless it has broken off before anybody
+// knew who it is.
+func (c *Conn) refuse(err *FrameError) error {
+	c.guard.refused(c, err)
+	switch {
+	case c.in.inspector.version < 5:
+		c.abort() // no packet says it
+	case !c.in.connected: // CONNACK instead of DISCONNECT [MQTT-3.14.0-1]
+		_ = c.CloseWith([]byte{typeConnack << 4, 3, 0, err.Code, 0}, time.Now().Add(farewell))
+	case c.client.Load() != nil:
+		_ = c.CloseWith([]byte{typeDisconnect << 4, 2, err.Code, 0}, time.Now().Add(farewell))
+	default:
+		c.abort()
+	}
+	return err
+}
+
+// Disconnected returns the reason code of the DISCONNECT that Read has given or is about to give, 0 if it has none, and whether
+// there is one. It is for the goroutine that reads.
+func (c *Conn) Disconnected() (reason byte, ok bool) { return c.in.goodbye, c.in.disconnected }
 
 // Write takes whole frames, and doesn't block. PUBACK and PUBREC frames wait for the commits that were
 // joined before; everything else passes them.
@@ -118,6 +200,13 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// Send writes a frame that is no PUBACK or PUBREC, without blocking. At idAt, unless that is 0, id takes the place of two of
+// its bytes. If more is false so much waits for the peer that nothing should follow until the
+// receiver's Drained is called; the frame was taken all the same. The error is net.ErrClosed.
+func (c *Conn) Send(frame []byte, idAt int, id uint16) (more bool, err error) {
+	return c.out.send(frame, idAt, id)
 }
 
 // Join makes the acknowledgements that are written from now on wait for the commit, and for all
@@ -150,6 +239,13 @@ func (c *Conn) settle() {
 	if c.unsettled.Add(-1) == 0 {
 		close(c.settled)
 	}
+}
+
+// Panicked counts and logs a panic that was recovered in the connection's work, and ends the connection. It is to be
+// called in the deferred function that has recovered it: the log has its stack.
+func (c *Conn) Panicked(cause any) {
+	c.guard.panicked(c, fmt.Sprint(cause))
+	c.abort()
 }
 
 // failed ends the connection: the peer has stalled, or is gone.
@@ -204,32 +300,32 @@ func (c *Conn) finish() {
 	_ = c.Conn.Close()
 }
 
-// SetDeadline sets the read deadline: how long a write may take is not for the server to say. Once
-// the connection is closed it does nothing; the server refreshes its keepalive deadline at every packet.
-func (c *Conn) SetDeadline(t time.Time) error { return c.SetReadDeadline(t) }
+// SetKeepalive sets how long the peer may send nothing, from now and from each packet on [MQTT-3.1.2-22]; zero: for ever. What it
+// has sent while it wasn't read counts. It is for the goroutine that reads.
+func (c *Conn) SetKeepalive(d time.Duration) { c.keepalive, c.heard = d, true }
 
-// SetReadDeadline is to SetDeadline as in net.Conn.
-func (c *Conn) SetReadDeadline(t time.Time) error {
+// setReadDeadline gives the socket its deadline, once for all packets that came with a read.
+func (c *Conn) setReadDeadline() {
+	if !c.heard {
+		return
+	}
+	c.heard = false
+	var by time.Time
+	if c.keepalive > 0 {
+		by = time.Now().Add(c.keepalive)
+	}
 	c.deadlines.Lock()
 	defer c.deadlines.Unlock()
-	if c.closed.Load() {
-		return nil
-	}
-	c.readTimeout = 0
-	if !t.IsZero() {
-		c.readTimeout = time.Until(t)
-	}
-	return c.Conn.SetReadDeadline(t)
-}
-
-// restartReadDeadline gives the peer its time again, after it was not read for a while.
-func (c *Conn) restartReadDeadline() {
-	c.deadlines.Lock()
-	defer c.deadlines.Unlock()
-	if c.readTimeout > 0 && !c.closed.Load() {
-		_ = c.Conn.SetReadDeadline(time.Now().Add(c.readTimeout)) // fails on a closed connection alone
+	if !c.closed.Load() {
+		_ = c.Conn.SetReadDeadline(by) // fails on a closed connection alone
 	}
 }
 
-// SetWriteDeadline does nothing: a write doesn't block.
+// SetDeadline does nothing. SetKeepalive is for that, and a write doesn't block.
+func (c *Conn) SetDeadline(time.Time) error { return nil }
+
+// SetReadDeadline does nothing.
+func (c *Conn) SetReadDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline does nothing.
 func (c *Conn) SetWriteDeadline(time.Time) error { return nil }

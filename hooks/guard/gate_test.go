@@ -62,11 +62,11 @@ func admitted(t *testing.T, o guard.Options) (peer net.Conn, server *guard.Conn)
 	t.Helper()
 	got := make(chan *guard.Conn)
 	release := make(chan struct{})
-	l := serve(t, guard.New(o), func(_ string, c net.Conn) error {
+	l := serve(t, guard.New(o), func(_ string, c blocking) error {
 		if _, err := io.ReadFull(c, make([]byte, len(connect))); err != nil {
 			return err
 		}
-		gc := c.(*guard.Conn)
+		gc := c.Conn
 		gc.Admit("v7")
 		got <- gc
 		<-release
@@ -179,7 +179,7 @@ func TestGateIsBounded(t *testing.T) {
 	send(t, peer, pingreq...)
 	read := make(chan error, 1)
 	go func() {
-		_, err := io.ReadFull(c, make([]byte, len(pingreq)))
+		_, err := io.ReadFull(blocking{c}, make([]byte, len(pingreq)))
 		read <- err
 	}()
 	select {
@@ -220,14 +220,12 @@ func TestKeepaliveDoesNotRunWhileThePeerIsNotRead(t *testing.T) {
 	}
 	send(t, peer, pingreq...)
 	const keepalive = 200 * time.Millisecond
-	if err := c.SetDeadline(time.Now().Add(keepalive)); err != nil {
-		t.Fatal(err)
-	}
+	c.SetKeepalive(keepalive)
 	time.AfterFunc(2*keepalive, func() { f.end(nil) })
-	if _, err := io.ReadFull(c, make([]byte, len(pingreq))); err != nil {
+	if _, err := io.ReadFull(blocking{c}, make([]byte, len(pingreq))); err != nil {
 		t.Error(err)
 	}
-	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := c.Wait(); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("a peer that is silent from then on: %v", err)
 	}
 }
@@ -256,7 +254,7 @@ func TestCloseEndsAReadThatWaitsForRoom(t *testing.T) {
 	}
 	read := make(chan error, 1)
 	go func() {
-		_, err := c.Read(make([]byte, 1))
+		_, err := blocking{c}.Read(make([]byte, 1))
 		read <- err
 	}()
 	if err := c.Close(); err != nil {

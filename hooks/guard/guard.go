@@ -60,6 +60,8 @@ type Options struct {
 	// StallTimeout is how long a peer may take nothing of what waits for it before it is
 	// disconnected. Zero: DefaultStallTimeout.
 	StallTimeout time.Duration
+	// TopicAliasMaximum is the one that the server announces to MQTT 5 clients.
+	TopicAliasMaximum uint16
 	// Logger receives what ops should see: nil discards it.
 	Logger *slog.Logger
 	// Registerer receives the metrics: nil means none.
@@ -69,12 +71,13 @@ type Options struct {
 // Guard is the policy, the count and the metrics that its listeners share.
 // It is safe for concurrent use.
 type Guard struct {
-	maxConnections int64
-	maxFrame       int
-	connectTimeout time.Duration
-	stallTimeout   time.Duration
-	log            *slog.Logger
-	metrics        metrics
+	maxConnections    int64
+	maxFrame          int
+	connectTimeout    time.Duration
+	stallTimeout      time.Duration
+	topicAliasMaximum uint16
+	log               *slog.Logger
+	metrics           metrics
 
 	open atomic.Int64 // connections
 	full atomic.Bool  // MaxConnections is reached, and that was logged
@@ -87,11 +90,12 @@ type Guard struct {
 // New returns a Guard without listeners; Listener makes them.
 func New(o Options) *Guard {
 	g := &Guard{
-		maxConnections: int64(o.MaxConnections),
-		maxFrame:       o.MaxPacketSize,
-		connectTimeout: o.ConnectTimeout,
-		stallTimeout:   o.StallTimeout,
-		log:            o.Logger,
+		maxConnections:    int64(o.MaxConnections),
+		maxFrame:          o.MaxPacketSize,
+		connectTimeout:    o.ConnectTimeout,
+		stallTimeout:      o.StallTimeout,
+		topicAliasMaximum: o.TopicAliasMaximum,
+		log:               o.Logger,
 	}
 	if g.maxConnections <= 0 {
 		g.maxConnections = math.MaxInt64

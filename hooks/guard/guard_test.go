@@ -28,14 +28,24 @@ var (
 	pingreq = []byte{0xc0, 0}
 )
 
+// blocking is a connection whose Read waits.
+type blocking struct{ *guard.Conn }
+
+func (b blocking) Read(p []byte) (int, error) {
+	if err := b.Wait(); err != nil {
+		return 0, err
+	}
+	return b.Conn.Read(p)
+}
+
 // serve starts a listener on a free port; it is closed with the test.
-func serve(t *testing.T, g *guard.Guard, establish func(id string, c net.Conn) error) *guard.Listener {
+func serve(t *testing.T, g *guard.Guard, establish func(id string, c blocking) error) *guard.Listener {
 	t.Helper()
 	l := g.Listener("tcp", "127.0.0.1:0")
 	if err := l.Init(nil); err != nil {
 		t.Fatal(err)
 	}
-	go l.Serve(establish)
+	go l.Serve(func(id string, c *guard.Conn) error { return establish(id, blocking{c}) })
 	t.Cleanup(func() { l.Close() })
 	return l
 }
@@ -71,11 +81,11 @@ func wantClosed(t *testing.T, c net.Conn) {
 }
 
 // admit reads the CONNECT packet, admits the client and then echoes what it sends.
-func admit(_ string, c net.Conn) error {
+func admit(_ string, c blocking) error {
 	if _, err := io.ReadFull(c, make([]byte, len(connect))); err != nil {
 		return err
 	}
-	c.(*guard.Conn).Admit("v7")
+	c.Conn.Admit("v7")
 	for p := make([]byte, 4096); ; {
 		n, err := c.Read(p)
 		if err != nil {
@@ -115,7 +125,7 @@ func TestConnectionPassesBytesThrough(t *testing.T) {
 	l := serve(t, guard.New(guard.Options{}), admit)
 	c := dial(t, l)
 	send(t, c, connect...)
-	publish := append([]byte{0x30, 0xe8, 0x07}, bytes.Repeat([]byte{'x'}, 1000)...)
+	publish := append([]byte{0x30, 0xe8, 0x07, 0, 1, 't'}, bytes.Repeat([]byte{'x'}, 997)...)
 	send(t, c, publish[:700]...)
 	send(t, c, publish[700:]...)
 	got := make([]byte, len(publish))
@@ -128,7 +138,7 @@ func TestConnectionPassesBytesThrough(t *testing.T) {
 // against the limit before authentication, nor reach the server before it.
 func TestReadStopsAtTheEndOfConnect(t *testing.T) {
 	read := make(chan int, 1)
-	l := serve(t, guard.New(guard.Options{MaxPacketSize: 1 << 20}), func(_ string, c net.Conn) error {
+	l := serve(t, guard.New(guard.Options{MaxPacketSize: 1 << 20}), func(_ string, c blocking) error {
 		n, p := 0, make([]byte, 4096)
 		for n < len(connect) {
 			i, err := c.Read(p)
@@ -137,14 +147,14 @@ func TestReadStopsAtTheEndOfConnect(t *testing.T) {
 			}
 			n += i
 		}
-		c.(*guard.Conn).Admit("v7")
+		c.Conn.Admit("v7")
 		read <- n
 		m, err := io.CopyN(io.Discard, c, 100_004)
 		read <- int(m)
 		return err
 	})
 	c := dial(t, l)
-	publish := append([]byte{0x30, 0xa0, 0x8d, 0x06}, make([]byte, 100_000)...) // 100,000 > 64 KiB
+	publish := append([]byte{0x30, 0xa0, 0x8d, 0x06, 0, 1, 't'}, make([]byte, 99_997)...) // 100,000 > 64 KiB
 	send(t, c, append(bytes.Clone(connect), publish...)...)
 	if n := <-read; n != len(connect) {
 		t.Errorf("server read %d bytes before it admitted the client, want %d", n, len(connect))
@@ -169,7 +179,7 @@ func TestRefusedFrames(t *testing.T) {
 			r := prometheus.NewRegistry()
 			g := guard.New(guard.Options{MaxPacketSize: 1 << 20, Registerer: r})
 			failed := make(chan error, 1)
-			l := serve(t, g, func(id string, conn net.Conn) error {
+			l := serve(t, g, func(id string, conn blocking) error {
 				err := admit(id, conn)
 				failed <- err
 				return err
@@ -184,7 +194,7 @@ func TestRefusedFrames(t *testing.T) {
 				t.Error("connection was not closed")
 			}
 			var want strings.Builder
-			for _, reason := range []string{"not_admitted", "connect_too_large", "malformed_length", "not_connect", "packet_type", "too_large"} {
+			for _, reason := range []string{"not_admitted", "connect_too_large", "malformed", "malformed_length", "not_connect", "packet_type", "protocol_error", "too_large"} {
 				n := "0"
 				if reason == c.reason {
 					n = "1"
@@ -216,7 +226,7 @@ func TestRefusedFrameOfAClientIsLogged(t *testing.T) {
 
 func TestNothingIsReadBeforeAdmission(t *testing.T) {
 	got := make(chan error, 1)
-	l := serve(t, guard.New(guard.Options{}), func(_ string, c net.Conn) error {
+	l := serve(t, guard.New(guard.Options{}), func(_ string, c blocking) error {
 		if _, err := io.ReadFull(c, make([]byte, len(connect))); err != nil {
 			return err
 		}
@@ -236,12 +246,12 @@ func TestPanicEndsItsConnectionAlone(t *testing.T) {
 	var log syncBuffer
 	r := prometheus.NewRegistry()
 	g := guard.New(guard.Options{Registerer: r, Logger: slog.New(slog.NewTextHandler(&log, nil))})
-	l := serve(t, g, func(id string, c net.Conn) error {
+	l := serve(t, g, func(id string, c blocking) error {
 		p := make([]byte, len(connect)+2)
 		if _, err := io.ReadFull(c, p[:len(connect)]); err != nil {
 			return err
 		}
-		c.(*guard.Conn).Admit("v7")
+		c.Conn.Admit("v7")
 		for {
 			if _, err := io.ReadFull(c, p[:2]); err != nil {
 				return err
@@ -333,7 +343,7 @@ func TestAcceptErrorsPauseAndDontEnd(t *testing.T) {
 		established := make(chan struct{})
 		ended := make(chan struct{})
 		go func() {
-			l.Serve(func(string, net.Conn) error { close(established); return nil })
+			l.Serve(func(string, *guard.Conn) error { close(established); return nil })
 			close(ended)
 		}()
 		begin := time.Now()
@@ -384,13 +394,13 @@ func (s *failingSocket) Addr() net.Addr { return &net.TCPAddr{} }
 func TestLastPacketArrivesThoughThePeerSendsOn(t *testing.T) {
 	disconnect := []byte{0xe0, 2, 0x8b, 0}
 	admitted := make(chan struct{})
-	l := serve(t, guard.New(guard.Options{}), func(_ string, c net.Conn) error {
+	l := serve(t, guard.New(guard.Options{}), func(_ string, c blocking) error {
 		if _, err := io.ReadFull(c, make([]byte, len(connect))); err != nil {
 			return err
 		}
-		c.(*guard.Conn).Admit("v7")
+		c.Conn.Admit("v7")
 		close(admitted)
-		return c.(*guard.Conn).CloseWith(disconnect, time.Now().Add(patience))
+		return c.Conn.CloseWith(disconnect, time.Now().Add(patience))
 	})
 	c := dial(t, l)
 	send(t, c, append(bytes.Clone(connect), bytes.Repeat(pingreq, 1000)...)...)
@@ -402,20 +412,21 @@ func TestLastPacketArrivesThoughThePeerSendsOn(t *testing.T) {
 }
 
 func TestCloseWithIsBoundedThoughThePeerDoesNotRead(t *testing.T) {
-	stuck := make(chan *guard.Conn, 1)
-	l := serve(t, guard.New(guard.Options{}), func(_ string, c net.Conn) error {
+	stuck, read := make(chan *guard.Conn, 1), make(chan error, 1)
+	l := serve(t, guard.New(guard.Options{}), func(_ string, c blocking) error {
 		if _, err := io.ReadFull(c, make([]byte, len(connect))); err != nil {
 			return err
 		}
-		c.(*guard.Conn).Admit("v7")
-		if err := c.SetDeadline(time.Time{}); err != nil { // keepalive 0
-			return err
-		}
+		c.Conn.Admit("v7")
+		c.SetKeepalive(0)
 		if _, err := c.Write(bytes.Repeat(pingreq, 16<<20)); err != nil { // more than the sockets' buffers take
 			return err
 		}
-		stuck <- c.(*guard.Conn)
+		stuck <- c.Conn
 		_, err := c.Read(make([]byte, 1))
+		c.SetKeepalive(0) // must not take back that it is closed
+		_, again := c.Read(make([]byte, 1))
+		read <- errors.Join(err, again)
 		return err
 	})
 	c := dial(t, l)
@@ -430,10 +441,7 @@ func TestCloseWithIsBoundedThoughThePeerDoesNotRead(t *testing.T) {
 	if _, err := conn.Write(pingreq); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("write after close: %v, want net.ErrClosed", err)
 	}
-	if err := conn.SetDeadline(time.Time{}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+	if err := <-read; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("read after close: %v, want net.ErrClosed", err)
 	}
 	l.StopAccepting()

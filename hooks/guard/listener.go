@@ -17,7 +17,7 @@ const (
 )
 
 // A Listener accepts connections on one TCP address. Its methods have the shape of the server's
-// listener interface, but for that interface's named function types and Close, which needs no help.
+// listener interface, but for what Serve and Close are given.
 type Listener struct {
 	guard   *Guard
 	id      string
@@ -75,7 +75,7 @@ func (l *Listener) Address() string {
 // Serve accepts connections, and calls establish for each in a goroutine of its own, until
 // StopAccepting or Close. establish keeps the connection until it returns. If it panics, that
 // connection is closed and the others go on. An error of accept is tried again after a pause.
-func (l *Listener) Serve(establish func(id string, c net.Conn) error) {
+func (l *Listener) Serve(establish func(id string, c *Conn) error) {
 	var pause time.Duration
 	var failure string
 	for {
@@ -102,7 +102,7 @@ func (l *Listener) Serve(establish func(id string, c net.Conn) error) {
 	}
 }
 
-func (l *Listener) open(raw net.Conn, establish func(id string, c net.Conn) error) {
+func (l *Listener) open(raw net.Conn, establish func(id string, c *Conn) error) {
 	if !l.guard.acquire() {
 		_ = raw.Close()
 		return
@@ -120,7 +120,7 @@ func (l *Listener) open(raw net.Conn, establish func(id string, c net.Conn) erro
 	l.serving.Go(func() { l.serve(c, establish) })
 }
 
-func (l *Listener) serve(c *Conn, establish func(id string, c net.Conn) error) {
+func (l *Listener) serve(c *Conn, establish func(id string, c *Conn) error) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			l.guard.panicked(c, fmt.Sprint(cause))

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -24,6 +25,11 @@ const (
 	// It lies above the receive maximum of 1024 that the server announces, and above what MQTT
 	// 3.1.1 clients usually have in flight: one whose window is full could not even send its PINGREQ.
 	maxHeld = 2048
+
+	// highWater is how much may wait before the session is told to hold messages back, in bytes: enough for the
+	// writer to fill its system calls. At lowWater they may follow again.
+	highWater = 512 << 10
+	lowWater  = 128 << 10
 
 	// keptBuffer is the capacity that an idle connection may keep.
 	keptBuffer = 512
@@ -79,6 +85,9 @@ type outbound struct {
 	last    bool   // when all is written, the write side is closed
 	closed  func() // called then
 
+	pressed bool   // highWater was passed, and drained not called since
+	drained func() // called without locks at lowWater after that; nil: nobody waits for it
+
 	gate gate
 }
 
@@ -117,15 +126,42 @@ func (o *outbound) write(p []byte) error {
 		}
 		rest = rest[n:]
 	}
-	if len(o.waiting)+o.going > o.limit {
+	_, err := o.wroteUnlock()
+	return err
+}
+
+// send is write for one frame that is no acknowledgement. At idAt, unless that is 0, id takes the place of two of its
+// bytes. Unless more is true nothing should follow until drained was called.
+func (o *outbound) send(frame []byte, idAt int, id uint16) (more bool, err error) {
+	o.mu.Lock()
+	if o.ended {
+		o.mu.Unlock()
+		return false, net.ErrClosed
+	}
+	at := len(o.waiting)
+	o.waiting = append(o.waiting, frame...)
+	if idAt > 0 {
+		binary.BigEndian.PutUint16(o.waiting[at+idAt:], id)
+	}
+	return o.wroteUnlock()
+}
+
+// wroteUnlock ends a write: it releases o.mu.
+func (o *outbound) wroteUnlock() (more bool, err error) {
+	waiting := len(o.waiting) + o.going
+	if waiting > o.limit {
 		o.ended = true
 		o.mu.Unlock()
 		o.failed(&StallError{Waiting: o.limit})
-		return net.ErrClosed
+		return false, net.ErrClosed
 	}
+	if waiting > highWater {
+		o.pressed = true
+	}
+	more = !o.pressed
 	o.startLocked()
 	o.mu.Unlock()
-	return nil
+	return more, nil
 }
 
 // frameSize is the size of the first frame in p, which the server has encoded; all of p if it is none.
@@ -173,7 +209,7 @@ func (o *outbound) run() {
 		o.waiting, o.spare, o.going = o.spare[:0], nil, len(frames)
 		o.mu.Unlock()
 
-		err := o.send(frames)
+		err := o.flush(frames)
 
 		o.mu.Lock()
 		o.spare, o.going = frames[:0], 0
@@ -188,12 +224,19 @@ func (o *outbound) run() {
 			o.failed(err)
 			return
 		}
+		var drained func()
+		if o.pressed && len(o.waiting) <= lowWater {
+			o.pressed, drained = false, o.drained
+		}
 		o.mu.Unlock()
+		if drained != nil {
+			drained()
+		}
 	}
 }
 
-// send writes the frames. A peer that takes them slowly has as long as it takes, unless the end is set.
-func (o *outbound) send(frames []byte) error {
+// flush writes the frames. A peer that takes them slowly has as long as it takes, unless the end is set.
+func (o *outbound) flush(frames []byte) error {
 	for {
 		o.mu.Lock()
 		last := o.last

@@ -1,0 +1,313 @@
+package hooks
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/throughline-mqtt/throughline/hooks/guard"
+	"github.com/throughline-mqtt/throughline/sessions"
+)
+
+// A connection's life is led here, with what mochi exports: it decodes, answers and keeps the subscriptions. Its own
+// EstablishConnection is not used: it has two goroutines a connection, of which one can't be recovered and the
+// other keeps 16 kB of stack for as long as the vehicle is silent; it hands a session on without a lock, and it leaves
+// clients behind that were gone before their CONNACK (docs/decisions/0007).
+
+// connection is one network connection of a client. What is not said to be otherwise is for one goroutine at a time:
+// the one that waits for the socket, or the worker that it waits for.
+type connection struct {
+	server   *Server
+	listener string
+	conn     *guard.Conn
+	done     chan struct{} // ticks when a worker has done its work
+
+	client      *mqtt.Client // nil before CONNECT
+	counted     bool         // among mochi's connected clients
+	established bool         // CONNACK has said that all is well
+	over        bool         // nothing more is read
+	panicked    bool
+	err         error // why it is over; nil after the client's DISCONNECT
+
+	will       *will             // nil: none, or it must not be sent
+	subscriber *subscriber       // nil before CONNACK
+	aliases    map[uint16]string // topic aliases that the client has set [MQTT-3.3.2-11]
+	existed    []bool            // of the SUBSCRIBE under way, per filter: it is no new subscription
+	retained   []retainedFor     // to be sent once its SUBACK is written
+	pause      time.Duration     // how long the publish under way has its client wait
+	published  uint              // how many publishes were taken
+}
+
+// Acknowledged implements guard.Receiver.
+func (c *connection) Acknowledged(kind byte, id uint16, reason byte) {
+	c.subscriber.session.Acknowledged(c.conn, kind, id, reason)
+}
+
+// Drained implements guard.Receiver. It may be called at any time once there is a subscriber.
+func (c *connection) Drained() { c.subscriber.session.Drained(c.conn) }
+
+// connectionOf is the client's; nil if there is none of ours.
+func connectionOf(cl *mqtt.Client) *connection {
+	if c, ok := cl.Net.Conn.(*guard.Conn); ok {
+		owner, _ := c.Owner().(*connection)
+		return owner
+	}
+	return nil
+}
+
+// serve leads the connection's life. This goroutine waits; workers do what needs a deep stack.
+func (s *Server) serve(listener string, conn *guard.Conn) error {
+	c := &connection{server: s, listener: listener, conn: conn, done: make(chan struct{}, 1)}
+	conn.SetOwner(c)
+	step := c.step
+	for !c.over {
+		if err := conn.Wait(); err != nil {
+			c.over, c.err = true, err
+			break
+		}
+		s.workers.do(step, c.done)
+	}
+	s.workers.do(c.end, c.done)
+	return c.err
+}
+
+// recovered is to be deferred: a panic ends the connection alone.
+func (c *connection) recovered() {
+	if cause := recover(); cause != nil {
+		c.over, c.panicked, c.err = true, true, fmt.Errorf("panic: %v", cause)
+		c.conn.Panicked(cause)
+	}
+}
+
+// step takes the packets that are there.
+func (c *connection) step() {
+	defer c.recovered()
+	if !c.established {
+		c.err = c.connect()
+		c.over = c.err != nil
+		return
+	}
+	err := c.client.Read(c.receive)
+	if !errors.Is(err, guard.ErrNothingReady) {
+		c.over, c.err = true, err
+	}
+}
+
+// receive has mochi act on a packet. An error ends the connection.
+func (c *connection) receive(cl *mqtt.Client, pk packets.Packet) error {
+	if pk.FixedHeader.Type == packets.Connect {
+		return packets.ErrProtocolViolationSecondConnect // guard refuses it before [MQTT-3.1.0-2]
+	}
+	mochi := c.server.mochi
+	// It counts what it is given once more; Client.Read has done that.
+	atomic.AddInt64(&mochi.Info.PacketsReceived, -1)
+	if pk.FixedHeader.Type == packets.Publish {
+		atomic.AddInt64(&mochi.Info.MessagesReceived, -1)
+	}
+	err := mochi.InjectPacket(cl, pk)
+	var code packets.Code
+	if errors.As(err, &code) && code.Code >= packets.ErrUnspecifiedError.Code {
+		c.server.disconnect(c.conn, code, time.Now().Add(farewell)) // [MQTT-4.13.1-1]
+	}
+	return err
+}
+
+// connect lets the client in, or says why not. An error ends the connection.
+func (c *connection) connect() error {
+	s := c.server
+	cl := s.mochi.NewClient(c.conn, c.listener, "", false)
+	c.client = cl
+	fh := new(packets.FixedHeader)
+	if err := cl.ReadFixedHeader(fh); err != nil {
+		return fmt.Errorf("read CONNECT: %w", err)
+	}
+	pk, err := cl.ReadPacket(fh)
+	if err != nil {
+		return fmt.Errorf("read CONNECT: %w", err)
+	}
+	cl.ParseConnect(c.listener, pk)
+	if code := valid(&pk); code != packets.CodeSuccess { // [MQTT-3.1.4-1]
+		return c.refuse(code)
+	}
+	if !s.hook.authenticate(cl, pk.Connect.Password) { // [MQTT-3.1.4-2]
+		return c.refuse(packets.ErrBadUsernameOrPassword)
+	}
+	c.conn.Admit(cl.ID) // first: the end of the connection ends the turn by this id, whatever comes now
+	if !s.hook.takeOver(cl, c.conn) {
+		return c.refuse(packets.ErrServerBusy)
+	}
+	// Once and a half [MQTT-3.1.2-22]; mochi reckons that in 16 bits, and ends connections of more than 43690 s at once.
+	c.conn.SetKeepalive(time.Duration(pk.Connect.Keepalive) * 3 * time.Second / 2)
+	c.setClient(&pk)
+	present := s.inherit(cl, pk.Connect.Clean)
+	s.mochi.Clients.Add(cl) // [MQTT-4.1.0-1]
+	c.counted = true
+	connected := atomic.AddInt64(&s.mochi.Info.ClientsConnected, 1)
+	if connected > atomic.LoadInt64(&s.mochi.Info.ClientsMaximum) {
+		atomic.StoreInt64(&s.mochi.Info.ClientsMaximum, connected)
+	}
+	s.hook.wills.connected(cl.ID, present) // [MQTT-3.1.3-9]
+	c.subscriber = s.hook.subscribers.open(identity(cl), present)
+	if err := s.mochi.SendConnack(cl, packets.CodeSuccess, present, nil); err != nil { // [MQTT-3.2.0-1]
+		return fmt.Errorf("write CONNACK: %w", err)
+	}
+	c.established = true
+	c.conn.SetReceiver(c)
+	c.subscriber.session.Attach(c.conn, sessions.ConnOptions{
+		V5:                pk.ProtocolVersion == 5,
+		ReceiveMaximum:    int(pk.Properties.ReceiveMaximum),
+		MaximumPacketSize: int(pk.Properties.MaximumPacketSize),
+	})
+	s.hook.turns.end(cl.ID, c.conn)
+	return nil
+}
+
+// valid says whether a CONNECT is, beyond what guard has looked at.
+func valid(pk *packets.Packet) packets.Code {
+	if pk.ProtocolVersion < 5 && !pk.Connect.Clean && pk.Connect.ClientIdentifier == "" {
+		return packets.ErrClientIdentifierNotValid // [MQTT-3.1.3-8] of 3.1.1
+	}
+	return pk.ConnectValidate()
+}
+
+// refuse answers a CONNECT with what the code is in the client's version [MQTT-3.1.4-5].
+func (c *connection) refuse(code packets.Code) error {
+	if c.client.Properties.ProtocolVersion < 5 {
+		if code == packets.ErrServerBusy {
+			code = packets.ErrServerUnavailable
+		}
+		if _, ok := packets.V5CodesToV3[code]; !ok {
+			return fmt.Errorf("refuse CONNECT: %w", code) // no return code says that (MQTT 3.1.1, 3.1.4)
+		}
+	}
+	if err := c.server.mochi.SendConnack(c.client, code, false, nil); err != nil {
+		return fmt.Errorf("refuse CONNECT: %w", errors.Join(code, err))
+	}
+	return fmt.Errorf("refuse CONNECT: %w", code)
+}
+
+// setClient has mochi leave alone what goes to the client. A quota would have it look for messages of its own to send after each
+// packet, which deadlocks (Inflight.NextImmediate), and its wills go past the sessions.
+func (c *connection) setClient(connect *packets.Packet) {
+	props := &c.client.Properties
+	props.Props.ReceiveMaximum = 0
+	props.Props.TopicAliasMaximum = 0
+	c.client.State.Inflight.ResetSendQuota(0)
+	c.will = willOf(connect)
+	props.Will = mqtt.Will{}
+}
+
+// inherit moves the session that the client's id has, if it is to be resumed, to the client, and reports that. takeOver has seen
+// to it that nobody else does this for the same id.
+func (s *Server) inherit(cl *mqtt.Client, clean bool) bool {
+	old, ok := s.mochi.Clients.Get(cl.ID)
+	if !ok {
+		return false
+	}
+	old.Stop(packets.ErrSessionTakenOver)                                    // it has been, unless it took too long
+	if clean || old.Properties.ProtocolVersion < 5 && old.Properties.Clean { // [MQTT-3.1.2-4]
+		s.mochi.UnsubscribeClient(old)
+		old.ClearInflights()
+		return false
+	}
+	// The index knows subscriptions by the client's id: there they stay, so that no message is missed.
+	for filter, sub := range old.State.Subscriptions.GetAll() {
+		cl.State.Subscriptions.Add(filter, sub)
+		old.State.Subscriptions.Delete(filter)
+	}
+	// What the client has sent at QoS 2 and not released [MQTT-3.1.2-5].
+	for _, pk := range old.State.Inflight.GetAll(false) {
+		old.State.Inflight.Delete(pk.PacketID)
+		if pk.FixedHeader.Type == packets.Pubrec {
+			cl.State.Inflight.Set(pk)
+		} else {
+			atomic.AddInt64(&s.mochi.Info.Inflight, -1) // a PUBACK that was not written: it is sent again
+		}
+	}
+	return true
+}
+
+// end lets go of the client.
+func (c *connection) end() {
+	defer c.recovered()
+	s, h := c.server, c.server.hook
+	defer h.turns.endAll(c.conn)
+	h.refusals.forget(c.conn)
+	cl := c.client
+	if cl == nil {
+		return
+	}
+	if c.established && c.will != nil && !c.panicked && !c.left() { // [MQTT-3.1.2-8]
+		h.publishWill(cl, c.will)
+	}
+	cl.Stop(c.err)
+	if !c.counted {
+		return
+	}
+	atomic.AddInt64(&s.mochi.Info.ClientsConnected, -1)
+	mine := c.subscriber.session.Detach(c.conn) || !c.established
+	props := &cl.Properties
+	expires := props.ProtocolVersion == 5 && props.Props.SessionExpiryInterval == 0 || props.ProtocolVersion < 5 && props.Clean
+	if now, ok := s.mochi.Clients.Get(cl.ID); expires && mine && ok && now == cl { // [MQTT-4.1.0-2]
+		h.subscribers.close(c.subscriber)
+		cl.ClearInflights()
+		s.mochi.UnsubscribeClient(cl)
+		s.mochi.Clients.Delete(cl.ID)
+	}
+}
+
+// left reports whether the client has said goodbye in a way that drops its will [MQTT-3.14.4-3].
+func (c *connection) left() bool {
+	reason, ok := c.conn.Disconnected()
+	return ok && reason == 0 && c.err == nil
+}
+
+// workers are goroutines that do for others what needs a deep stack: many connections are silent, and would keep
+// theirs for it. There are as many as there is work at a time, and some more that wait for it. The zero value is not usable.
+type workers struct {
+	work chan job
+	idle atomic.Int32
+	quit chan struct{}
+}
+
+// maxIdleWorkers is how many wait for work: about as many as begin to work between two times that one is done.
+const maxIdleWorkers = 64
+
+type job struct {
+	do   func()
+	done chan<- struct{}
+}
+
+func newWorkers(quit chan struct{}) *workers { return &workers{work: make(chan job), quit: quit} }
+
+// do has a worker call f, which must not panic, and waits for it. done is for it alone to use, and has room for one.
+func (w *workers) do(f func(), done chan struct{}) {
+	j := job{f, done}
+	select {
+	case w.work <- j:
+	default:
+		go w.run(j)
+	}
+	<-done
+}
+
+func (w *workers) run(j job) {
+	for {
+		j.do()
+		j.done <- struct{}{}
+		if w.idle.Add(1) > maxIdleWorkers {
+			w.idle.Add(-1)
+			return
+		}
+		select {
+		case j = <-w.work:
+			w.idle.Add(-1)
+		case <-w.quit:
+			return
+		}
+	}
+}

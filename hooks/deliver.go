@@ -1,0 +1,160 @@
+package hooks
+
+import (
+	"encoding/binary"
+	"sync/atomic"
+	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/throughline-mqtt/throughline/auth"
+	"github.com/throughline-mqtt/throughline/sessions"
+)
+
+// mochi finds out who subscribes to what; messages go to the subscribers from here, past mochi. Its own way there
+// drops what a queue has no room for, confuses the packet identifiers of the two directions, loses the order of what
+// waits, and stops under a Receive Maximum (docs/decisions/0007).
+
+// message is a publish on its way to subscribers. It shares the packet's memory, which mochi makes anew for each.
+func message(publisher string, pk *packets.Packet, received time.Time) *sessions.Message {
+	m := &sessions.Message{
+		Topic:      pk.TopicName,
+		Payload:    pk.Payload,
+		QoS:        pk.FixedHeader.Qos,
+		Retain:     pk.FixedHeader.Retain,
+		Publisher:  publisher,
+		Properties: passedOn(&pk.Properties),
+	}
+	if s := pk.Properties.MessageExpiryInterval; s > 0 {
+		m.Expires = received.Add(time.Duration(s) * time.Second)
+	}
+	return m
+}
+
+// passedOn encodes the properties that subscribers get as they were sent [MQTT-3.3.2-4] [MQTT-3.3.2-15]
+// [MQTT-3.3.2-16] [MQTT-3.3.2-17] [MQTT-3.3.2-18] [MQTT-3.3.2-20].
+func passedOn(p *packets.Properties) []byte {
+	var b []byte
+	if p.PayloadFormatFlag {
+		b = append(b, packets.PropPayloadFormat, p.PayloadFormat)
+	}
+	if p.ContentType != "" {
+		b = appendString(append(b, packets.PropContentType), p.ContentType)
+	}
+	if p.ResponseTopic != "" {
+		b = appendString(append(b, packets.PropResponseTopic), p.ResponseTopic)
+	}
+	if len(p.CorrelationData) > 0 {
+		b = appendString(append(b, packets.PropCorrelationData), string(p.CorrelationData))
+	}
+	for _, u := range p.User {
+		b = appendString(appendString(append(b, packets.PropUser), u.Key), u.Val)
+	}
+	return b
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.BigEndian.AppendUint16(b, uint16(len(s))), s...)
+}
+
+// deliver retains the message if it is to be, and gives it to its topic's subscribers. It doesn't block. The result is how long
+// the publisher should wait for them to keep up.
+func (h *hook) deliver(publisher string, pk *packets.Packet, received time.Time) (pause time.Duration) {
+	t := h.subscribers.of(pk.TopicName)
+	if len(t.direct)+len(t.shared) == 0 && !pk.FixedHeader.Retain {
+		return 0
+	}
+	m := message(publisher, pk, received)
+	if m.Retain { // [MQTT-3.3.1-5]
+		h.retained.Set(m)
+	}
+	if len(t.direct)+len(t.shared) == 0 {
+		return 0
+	}
+	e := sessions.NewEncoder(m)
+	defer e.Release()
+	sent := 0
+	to := func(t *target) {
+		ok, wait := h.deliverTo(t, m, e)
+		if ok {
+			sent++
+		}
+		pause = max(pause, wait)
+	}
+	for i := range t.direct {
+		to(&t.direct[i])
+	}
+	for _, g := range t.shared {
+		to(g.choose())
+	}
+	h.sent(sent)
+	return pause
+}
+
+func (h *hook) deliverTo(t *target, m *sessions.Message, e *sessions.Encoder) (sent bool, pause time.Duration) {
+	if t.noLocal && m.Publisher == t.who.ID { // [MQTT-3.8.3-3]
+		return false, 0
+	}
+	if !h.o.Auth.Allow(t.who, auth.Subscribe, m.Topic) {
+		return false, 0
+	}
+	return t.session.Deliver(sessions.Delivery{
+		Message:         m,
+		QoS:             min(m.QoS, t.qos),
+		Retain:          m.Retain && t.retainAsPublished, // [MQTT-3.3.1-12] [MQTT-3.3.1-13]
+		SubscriptionIDs: t.ids,
+	}, e)
+}
+
+// sent keeps the counters of mochi's that its $SYS topics show.
+func (h *hook) sent(n int) {
+	if n > 0 {
+		atomic.AddInt64(&h.server.mochi.Info.MessagesSent, int64(n))
+		atomic.AddInt64(&h.server.mochi.Info.PacketsSent, int64(n))
+	}
+}
+
+// retainedFor is a subscription whose client gets the retained messages that match.
+type retainedFor struct {
+	filter string
+	qos    byte
+	ids    []uint32
+}
+
+// oweRetained notes the subscriptions of a SUBSCRIBE that retained messages are to be sent for.
+func (c *connection) oweRetained(filters packets.Subscriptions, reasonCodes []byte) {
+	c.retained = nil
+	for i, sub := range filters {
+		refused := reasonCodes[i] >= packets.ErrUnspecifiedError.Code
+		if refused || mqtt.IsSharedFilter(sub.Filter) || // MQTT 5, 4.8.2
+			sub.RetainHandling == 1 && c.existed[i] || sub.RetainHandling == 2 { // [MQTT-3.3.1-10] [MQTT-3.3.1-11]
+			continue
+		}
+		r := retainedFor{filter: sub.Filter, qos: reasonCodes[i]}
+		if sub.Identifier > 0 {
+			r.ids = []uint32{uint32(sub.Identifier)}
+		}
+		c.retained = append(c.retained, r)
+	}
+}
+
+// deliverRetained gives a client the retained messages that its SUBSCRIBE has earned.
+func (h *hook) deliverRetained(c *connection) {
+	due := c.retained
+	c.retained = nil
+	for _, r := range due {
+		for _, m := range h.retained.Match(r.filter) {
+			if !h.o.Auth.Allow(c.subscriber.who, auth.Subscribe, m.Topic) {
+				continue
+			}
+			e := sessions.NewEncoder(m)
+			if ok, _ := c.subscriber.session.Deliver(sessions.Delivery{
+				Message: m, QoS: min(m.QoS, r.qos), Retain: true, SubscriptionIDs: r.ids, // [MQTT-3.3.1-8]
+			}, e); ok {
+				h.sent(1)
+			}
+			e.Release()
+		}
+	}
+}
