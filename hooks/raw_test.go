@@ -22,6 +22,8 @@ type rawClient struct {
 	conn    net.Conn
 	r       *bufio.Reader
 	version byte
+	wait    time.Duration  // bounds one read, if it is set
+	connack packets.Packet // kept by subject.client
 }
 
 func dial(t *testing.T, address string, version byte) *rawClient {
@@ -98,6 +100,13 @@ func (c *rawClient) next() []packets.Packet {
 
 func (c *rawClient) send(pk packets.Packet) {
 	c.t.Helper()
+	if err := c.trySend(pk); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// trySend is send for goroutines that aren't the test's, and for connections that may be gone.
+func (c *rawClient) trySend(pk packets.Packet) error {
 	pk.ProtocolVersion = c.version
 	var b bytes.Buffer
 	var err error
@@ -112,13 +121,23 @@ func (c *rawClient) send(pk packets.Packet) {
 		err = pk.PingreqEncode(&b)
 	case packets.Puback:
 		err = pk.PubackEncode(&b)
+	case packets.Pubrec:
+		err = pk.PubrecEncode(&b)
+	case packets.Pubrel:
+		pk.FixedHeader.Qos = 1 // its reserved flags [MQTT-3.6.1-1]
+		err = pk.PubrelEncode(&b)
+	case packets.Pubcomp:
+		err = pk.PubcompEncode(&b)
+	case packets.Disconnect:
+		err = pk.DisconnectEncode(&b)
 	default:
-		c.t.Fatalf("send: packet type %d", pk.FixedHeader.Type)
+		err = fmt.Errorf("send: packet type %d", pk.FixedHeader.Type)
 	}
 	if err != nil {
-		c.t.Fatal(err)
+		return err
 	}
-	c.bytes(b.Bytes()...)
+	_, err = c.conn.Write(b.Bytes())
+	return err
 }
 
 func (c *rawClient) bytes(p ...byte) {
@@ -139,6 +158,11 @@ func (c *rawClient) read() packets.Packet {
 
 func (c *rawClient) tryRead() (packets.Packet, error) {
 	pk := packets.Packet{ProtocolVersion: c.version}
+	if c.wait > 0 {
+		if err := c.conn.SetReadDeadline(time.Now().Add(c.wait)); err != nil {
+			return pk, err
+		}
+	}
 	b, err := c.r.ReadByte()
 	if err != nil {
 		return pk, err
@@ -162,6 +186,10 @@ func (c *rawClient) tryRead() (packets.Packet, error) {
 		err = pk.PubackDecode(body)
 	case packets.Pubrec:
 		err = pk.PubrecDecode(body)
+	case packets.Pubrel:
+		err = pk.PubrelDecode(body)
+	case packets.Pubcomp:
+		err = pk.PubcompDecode(body)
 	case packets.Suback:
 		err = pk.SubackDecode(body)
 	case packets.Disconnect:
