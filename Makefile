@@ -1,7 +1,7 @@
-# Six targets, each one go command.
+# Seven targets, each one go command.
 LINT = go tool -modfile=tools/golangci-lint/go.mod golangci-lint
 
-.PHONY: build test race bench lint fuzz
+.PHONY: build test race soak bench lint fuzz
 
 build:
 	go build -trimpath -o broker ./cmd/broker
@@ -11,6 +11,10 @@ test:
 
 race:
 	go test -race ./...
+
+# The package comes first: what follows a flag that go does not know is the test's.
+soak:
+	go test -race -run TestSoak -timeout 15m ./hooks -soak 10m
 
 bench:
 	go test -run '^$$' -bench . -benchmem ./...
