@@ -166,12 +166,18 @@ func (c *connection) connect() error {
 	return nil
 }
 
-// valid says whether a CONNECT is, beyond what guard has looked at.
+// valid says whether a CONNECT is, beyond what guard has looked at. mochi's ConnectValidate is not asked: it refuses wills
+// without payload and passwords without length, which are allowed.
 func valid(pk *packets.Packet) packets.Code {
+	switch name, level := string(pk.Connect.ProtocolName), pk.ProtocolVersion; {
+	case name == "MQTT" && (level == 4 || level == 5), name == "MQIsdp" && level == 3:
+	default:
+		return packets.ErrUnsupportedProtocolVersion // [MQTT-3.1.2-1] [MQTT-3.1.2-2]
+	}
 	if pk.ProtocolVersion < 5 && !pk.Connect.Clean && pk.Connect.ClientIdentifier == "" {
 		return packets.ErrClientIdentifierNotValid // [MQTT-3.1.3-8] of 3.1.1
 	}
-	return pk.ConnectValidate()
+	return packets.CodeSuccess
 }
 
 // refuse answers a CONNECT with what the code is in the client's version [MQTT-3.1.4-5].

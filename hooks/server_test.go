@@ -3,8 +3,10 @@ package hooks_test
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -840,5 +842,46 @@ func TestNewFailsWhole(t *testing.T) {
 
 	if _, err := hooks.New(hooks.Options{}); err == nil {
 		t.Error("New without its parts succeeded")
+	}
+}
+
+// TestConnectAnswers: what a client gets for a CONNECT that is odd.
+func TestConnectAnswers(t *testing.T) {
+	const v4, v5 = "00044d51545404", "00044d51545405"
+	for _, c := range []struct{ name, body, want string }{
+		{"3.1.1 without id, clean session", v4 + "02003c" + "0000", "20020000"},
+		{"3.1.1 without id, session to be kept", v4 + "00003c" + "0000", "20020002"}, // [MQTT-3.1.3-8]
+		{"3.1", "00064d5149736470" + "03" + "02003c" + "00027637", "20020000"},
+		{"level 6", "00044d51545406" + "02003c" + "00027637", "20020084"},           // [MQTT-3.1.2-2]
+		{"level 2", "00044d51545402" + "02003c" + "00027637", "20020001"},           // [MQTT-3.1.2-2] of 3.1.1
+		{"another name", "00044d515453" + "04" + "02003c" + "00027637", "20020001"}, // [MQTT-3.1.2-1]
+		{"will without payload", v4 + "06003c" + "00027637" + "000161" + "0000", "20020000"},
+		{"password without length", v4 + "c2003c" + "00027637" + "000175" + "0000", "20020000"},
+		{"password without name", v4 + "42003c" + "00027637" + "000170", ""},
+		{"not all there", v5 + "02003c" + "00" + "000276", "2003008100"},
+		{"an unknown property", v5 + "02003c" + "02ff00" + "00027637", "2003008100"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := start(t)
+			peer := dial(t, b.address, 4)
+			body, err := hex.DecodeString(c.body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			peer.bytes(append([]byte{0x10, byte(len(body))}, body...)...)
+			want, err := hex.DecodeString(c.want)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := make([]byte, len(want))
+			if _, err := io.ReadFull(peer.r, got); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("got %x, %v; want %x", got, err, want)
+			}
+			if accepted := len(want) == 4 && want[3] == 0; !accepted {
+				peer.wantClosed()
+			} else if got := show(peer.next()...); got != "" {
+				t.Errorf("got %s", got)
+			}
+		})
 	}
 }
