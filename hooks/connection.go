@@ -3,6 +3,7 @@ package hooks
 import (
 	"errors"
 	"fmt"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -16,7 +17,8 @@ import (
 // A connection's life is led here, with what mochi exports: it decodes, answers and keeps the subscriptions. Its own
 // EstablishConnection is not used: it has two goroutines a connection, of which one can't be recovered and the
 // other keeps 16 kB of stack for as long as the vehicle is silent; it hands a session on without a lock, and it leaves
-// clients behind that were gone before their CONNACK (docs/decisions/0007).
+// clients behind that were gone before their CONNACK. Nor is its event loop, which copies the list of all sessions twice a second
+// to find those that have expired, and leaves their subscriptions in the index (docs/decisions/0007).
 
 // connection is one network connection of a client. What is not said to be otherwise is for one goroutine at a time:
 // the one that waits for the socket, or the worker that it waits for.
@@ -150,7 +152,10 @@ func (c *connection) connect() error {
 	if connected > atomic.LoadInt64(&s.mochi.Info.ClientsMaximum) {
 		atomic.StoreInt64(&s.mochi.Info.ClientsMaximum, connected)
 	}
-	s.hook.wills.connected(cl.ID, present) // [MQTT-3.1.3-9]
+	s.hook.expiries.take(cl.ID)
+	if will := s.hook.wills.take(cl.ID); will != nil && !present {
+		will() // its session has ended; one that is resumed has no will any more [MQTT-3.1.3-9]
+	}
 	c.subscriber = s.hook.subscribers.open(identity(cl), present)
 	if err := s.mochi.SendConnack(cl, packets.CodeSuccess, present, nil); err != nil { // [MQTT-3.2.0-1]
 		return fmt.Errorf("write CONNACK: %w", err)
@@ -255,15 +260,62 @@ func (c *connection) end() {
 		return
 	}
 	atomic.AddInt64(&s.mochi.Info.ClientsConnected, -1)
-	mine := c.subscriber.session.Detach(c.conn) || !c.established
-	props := &cl.Properties
-	expires := props.ProtocolVersion == 5 && props.Props.SessionExpiryInterval == 0 || props.ProtocolVersion < 5 && props.Clean
-	if now, ok := s.mochi.Clients.Get(cl.ID); expires && mine && ok && now == cl { // [MQTT-4.1.0-2]
-		h.subscribers.close(c.subscriber)
-		cl.ClearInflights()
-		s.mochi.UnsubscribeClient(cl)
-		s.mochi.Clients.Delete(cl.ID)
+	if !c.subscriber.session.Detach(c.conn) && c.established {
+		return // another connection has the session
 	}
+	switch expiry := sessionExpiry(cl); expiry {
+	case 0:
+		s.forget(cl) // [MQTT-4.1.0-2]
+	case never:
+	default:
+		h.expiries.after(expiry, cl.ID, func() { s.expire(cl) })
+	}
+}
+
+// never is the expiry of a session that has none.
+const never time.Duration = -1
+
+// sessionExpiry is how long the session lasts without a connection (MQTT 5, 3.1.2.11.2; MQTT 3.1.1, 3.1.2.4).
+func sessionExpiry(cl *mqtt.Client) time.Duration {
+	p := &cl.Properties
+	switch {
+	case p.ProtocolVersion < 5 && p.Clean:
+		return 0
+	case p.ProtocolVersion < 5, p.Props.SessionExpiryInterval == math.MaxUint32:
+		return never
+	default:
+		return time.Duration(p.Props.SessionExpiryInterval) * time.Second
+	}
+}
+
+// expire ends a session whose time is over, unless its client is about to resume it.
+func (s *Server) expire(cl *mqtt.Client) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			s.hook.panicked("expire", cl, cause)
+		}
+	}()
+	turn := new(guard.Conn)
+	if !s.hook.turns.tryBegin(cl.ID, turn) {
+		return
+	}
+	defer s.hook.turns.end(cl.ID, turn)
+	if cl.Closed() {
+		s.forget(cl)
+	}
+}
+
+// forget ends the client's session, if it is still this client's.
+func (s *Server) forget(cl *mqtt.Client) {
+	if now, ok := s.mochi.Clients.Get(cl.ID); !ok || now != cl {
+		return
+	}
+	if sub := s.hook.subscribers.get(cl.ID); sub != nil {
+		s.hook.subscribers.close(sub)
+	}
+	cl.ClearInflights()
+	s.mochi.UnsubscribeClient(cl)
+	s.mochi.Clients.Delete(cl.ID)
 }
 
 // left reports whether the client has said goodbye in a way that drops its will [MQTT-3.14.4-3].

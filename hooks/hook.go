@@ -28,7 +28,7 @@ import (
 	"github.com/throughline-mqtt/throughline/sessions"
 )
 
-// hook is what mochi calls. A panic in one of its methods is recovered there: in mochi's event loop nobody else could.
+// hook is what mochi calls. A panic in one of its methods is recovered there, so that the answer to mochi is one that is safe.
 type hook struct {
 	mqtt.HookBase
 	o        Options
@@ -41,7 +41,8 @@ type hook struct {
 	turns       *turns
 	subscribers *subscribers
 	retained    sessions.Retained
-	wills       *wills
+	wills       *alarms // delayed ones [MQTT-3.1.3-9]
+	expiries    *alarms // of sessions
 
 	mu        sync.Mutex
 	lastPanic string
@@ -55,14 +56,15 @@ func newHook(o Options) *hook {
 		ids:         messageIDs{run: rand.Uint64()},
 		turns:       newTurns(),
 		subscribers: newSubscribers(),
-		wills:       newWills(),
+		wills:       newAlarms(),
+		expiries:    newAlarms(),
 	}
 }
 
 // guarded are the methods that recover their panics: all that Provides names, and what runs by the clock.
 var guarded = [...]string{
-	"OnACLCheck", "OnClientExpired", "OnSubscribe", "OnSubscribed", "OnUnsubscribed", "OnPublish", "OnPublished", "OnQosPublish",
-	"OnPacketRead", "OnPacketProcessed", "OnPacketEncode", "publishWill", "publishSys",
+	"OnACLCheck", "OnSubscribe", "OnSubscribed", "OnUnsubscribed", "OnPublish", "OnPublished", "OnQosPublish",
+	"OnPacketRead", "OnPacketProcessed", "OnPacketEncode", "publishWill", "publishSys", "expire",
 }
 
 // ID is the hook's name in mochi's log.
@@ -71,7 +73,7 @@ func (h *hook) ID() string { return "throughline" }
 // Provides tells mochi which methods to call.
 func (h *hook) Provides(b byte) bool {
 	switch b {
-	case mqtt.OnACLCheck, mqtt.OnClientExpired, mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnPublished, mqtt.OnQosPublish,
+	case mqtt.OnACLCheck, mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnPublished, mqtt.OnQosPublish,
 		mqtt.OnPacketRead, mqtt.OnPacketProcessed, mqtt.OnPacketEncode:
 		return true
 	}
@@ -121,19 +123,6 @@ func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) (ok bool) {
 
 func identity(cl *mqtt.Client) auth.Client {
 	return auth.Client{Listener: cl.Net.Listener, ID: cl.ID, Username: string(cl.Properties.Username)}
-}
-
-// OnClientExpired ends a session whose time is over. mochi forgets the client, and would leave its subscriptions in the index.
-func (h *hook) OnClientExpired(cl *mqtt.Client) {
-	defer func() {
-		if cause := recover(); cause != nil {
-			h.panicked("OnClientExpired", cl, cause)
-		}
-	}()
-	h.server.mochi.UnsubscribeClient(cl)
-	if sub := h.subscribers.get(cl.ID); sub != nil {
-		h.subscribers.close(sub)
-	}
 }
 
 // OnQosPublish takes an acknowledgement out of the session again that mochi has stored after its commit has

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
-	"github.com/mochi-mqtt/server/v2/listeners"
 	"github.com/mochi-mqtt/server/v2/packets"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -92,9 +91,8 @@ type Server struct {
 	quit    chan struct{} // ends the tasks and the workers
 	workers *workers
 
-	closing  sync.Once
-	closed   chan struct{}
-	closeErr error // valid once closed
+	closing sync.Once
+	closed  chan struct{}
 }
 
 // New builds the server and opens its listeners' addresses; nothing is accepted before Start.
@@ -108,9 +106,8 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		mochi: mqtt.New(&mqtt.Options{
-			Capabilities:           capabilities(o),
-			Logger:                 slog.New(newLogHandler(o.Logger.Handler())),
-			SysTopicResendInterval: never,
+			Capabilities: capabilities(o),
+			Logger:       slog.New(newLogHandler(o.Logger.Handler())),
 			// Its smallest: guard gathers what is written. mochi leaves frames in a buffer of its own
 			// until the next queued message has been written, for good if that one can't be.
 			ClientNetWriteBufferSize: 1,
@@ -139,8 +136,9 @@ func New(o Options) (*Server, error) {
 	})
 	for _, lo := range o.Listeners {
 		l := g.Listener(lo.Name, lo.Address)
-		if err := s.mochi.AddListener(listener{l, s}); err != nil {
-			return nil, errors.Join(fmt.Errorf("new MQTT server: %w", err), s.mochi.Close())
+		if err := l.Init(); err != nil {
+			s.StopAccepting()
+			return nil, fmt.Errorf("new MQTT server: %w", err)
 		}
 		s.listeners = append(s.listeners, l)
 	}
@@ -169,16 +167,15 @@ func capabilities(o Options) *mqtt.Capabilities {
 	return c
 }
 
-// Start begins to accept connections and returns.
-func (s *Server) Start() error {
-	if err := s.mochi.Serve(); err != nil {
-		return fmt.Errorf("start MQTT server: %w", err)
+// Start begins to accept connections and returns. It is to be called once.
+func (s *Server) Start() {
+	for _, l := range s.listeners {
+		s.tasks.Go(func() { l.Serve(s.serve) })
 	}
 	s.tasks.Go(func() { s.hook.refusals.release(s.quit, s.closeRefused) })
 	s.tasks.Go(s.sweep)
 	s.tasks.Go(s.publishSys)
 	s.started.Store(true)
-	return nil
 }
 
 // Accepting reports whether the server is started and not stopping.
@@ -223,22 +220,25 @@ func (s *Server) DisconnectClients(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Close ends what is left: listeners, connections, mochi's own tasks. It takes no longer than
+// Close ends what is left: listeners, connections, tasks. It takes no longer than
 // ctx; a hook that is stuck is left behind then. Calling it again waits for the first call's end.
 func (s *Server) Close(ctx context.Context) error {
 	s.closing.Do(func() {
 		s.StopAccepting()
 		s.hook.wills.close()
+		s.hook.expiries.close()
 		close(s.quit)
 		go func() {
+			for _, l := range s.listeners {
+				l.Close()
+			}
 			s.tasks.Wait()
-			s.closeErr = s.mochi.Close()
 			close(s.closed)
 		}()
 	})
 	select {
 	case <-s.closed:
-		return s.closeErr
+		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("close MQTT server: %w", context.Cause(ctx))
 	}
@@ -277,22 +277,6 @@ func (s *Server) client(c *guard.Conn) (*mqtt.Client, bool) {
 	cl, ok := s.mochi.Clients.Get(c.ClientID())
 	return cl, ok && cl.Net.Conn == net.Conn(c)
 }
-
-// listener is a guard.Listener as mochi wants one.
-type listener struct {
-	*guard.Listener
-	server *Server
-}
-
-// Serve accepts connections. mochi is told of them when their CONNECT is there.
-func (l listener) Serve(listeners.EstablishFn) {
-	l.Listener.Serve(l.server.serve)
-}
-
-// Close is what mochi calls for its own Close. It doesn't let mochi close the clients: their
-// connections are closed here, and to list them mochi takes the read lock of its clients twice, which
-// deadlocks for good when a client that leaves asks for the write lock in between.
-func (l listener) Close(listeners.CloseFn) { l.Listener.Close() }
 
 // sweep removes expired retained messages until the server closes.
 func (s *Server) sweep() {

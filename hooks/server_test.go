@@ -181,9 +181,7 @@ func start(t *testing.T, change ...func(*hooks.Options)) *broker {
 		t.Fatal(err)
 	}
 	b.address = b.server.Addresses()[0]
-	if err := b.server.Start(); err != nil {
-		t.Fatal(err)
-	}
+	b.server.Start()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()

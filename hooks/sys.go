@@ -9,13 +9,8 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
-const (
-	// sysInterval is how often $SYS topics are published. The metrics are what ops look at.
-	sysInterval = time.Minute
-
-	// never is how often mochi publishes them, in seconds: its messages go nowhere.
-	never = 1 << 30
-)
+// sysInterval is how often $SYS topics are published. The metrics are what ops look at.
+const sysInterval = time.Minute
 
 // publishSys publishes $SYS topics, at once and then every sysInterval, until the server closes.
 func (s *Server) publishSys() {
@@ -38,9 +33,6 @@ func (s *Server) publishSysOnce() {
 			s.hook.panicked("publishSys", nil, cause)
 		}
 	}()
-	for name := range s.mochi.Topics.Retained.GetAll() { // it does so once, when it starts
-		s.mochi.Topics.Retained.Delete(name)
-	}
 	now := time.Now()
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)

@@ -49,6 +49,17 @@ func (t *turns) begin(ctx context.Context, id string, c *guard.Conn) error {
 	}
 }
 
+// tryBegin is begin that doesn't wait.
+func (t *turns) tryBegin(id string, c *guard.Conn) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.taken[id] != nil {
+		return false
+	}
+	t.taken[id] = c
+	return true
+}
+
 // end ends the turn of c, if it has it.
 func (t *turns) end(id string, c *guard.Conn) {
 	t.mu.Lock()

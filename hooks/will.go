@@ -1,75 +1,11 @@
 package hooks
 
 import (
-	"sync"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 )
-
-// wills are those that wait for their delay to pass [MQTT-3.1.3-9].
-type wills struct {
-	mu     sync.Mutex
-	closed bool
-	due    map[string]*delayed // by client identifier
-}
-
-type delayed struct {
-	timer   *time.Timer
-	publish func()
-}
-
-func newWills() *wills { return &wills{due: make(map[string]*delayed)} }
-
-// after calls publish after the delay, unless the will is dropped, or its session ends, before that.
-func (w *wills) after(delay time.Duration, id string, publish func()) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.closed {
-		return
-	}
-	d := &delayed{publish: publish}
-	d.timer = time.AfterFunc(delay, func() {
-		if w.take(id, d) {
-			publish()
-		}
-	})
-	w.due[id] = d
-}
-
-// take takes the client's will, if it is d, for the caller to publish.
-func (w *wills) take(id string, d *delayed) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if d == nil || w.due[id] != d {
-		return false
-	}
-	d.timer.Stop()
-	delete(w.due, id)
-	return true
-}
-
-// connected settles the will of a client that is back: its session has been resumed, or has ended.
-func (w *wills) connected(id string, resumed bool) {
-	w.mu.Lock()
-	d := w.due[id]
-	w.mu.Unlock()
-	if w.take(id, d) && !resumed {
-		d.publish()
-	}
-}
-
-// close drops all, and those to come.
-func (w *wills) close() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.closed = true
-	for _, d := range w.due {
-		d.timer.Stop()
-	}
-	clear(w.due)
-}
 
 // will is a client's, as its CONNECT had it.
 type will struct {

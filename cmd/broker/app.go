@@ -268,7 +268,8 @@ func (a *app) startServer(cfg config, forwarder *bridge.Bridge, queue *outbox.Ou
 	a.onStop("server", 5*time.Second, a.server.Close)
 	a.onStop("clients", 5*time.Second, a.server.DisconnectClients)
 	a.onStop("listeners", time.Second, func(context.Context) error { a.server.StopAccepting(); return nil })
-	return a.server.Start()
+	a.server.Start()
+	return nil
 }
 
 func (a *app) startAdmin(ctx context.Context, c adminConfig, queue *outbox.Outbox) error {

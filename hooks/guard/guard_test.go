@@ -42,7 +42,7 @@ func (b blocking) Read(p []byte) (int, error) {
 func serve(t *testing.T, g *guard.Guard, establish func(id string, c blocking) error) *guard.Listener {
 	t.Helper()
 	l := g.Listener("tcp", "127.0.0.1:0")
-	if err := l.Init(nil); err != nil {
+	if err := l.Init(); err != nil {
 		t.Fatal(err)
 	}
 	go l.Serve(func(id string, c *guard.Conn) error { return establish(id, blocking{c}) })
@@ -499,7 +499,7 @@ func TestDrain(t *testing.T) {
 func TestInitSaysWhichListener(t *testing.T) {
 	g := guard.New(guard.Options{})
 	l := serve(t, g, admit)
-	err := g.Listener("second", l.Address()).Init(nil)
+	err := g.Listener("second", l.Address()).Init()
 	if err == nil || !strings.Contains(err.Error(), `open listener "second"`) || !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("got %v", err)
 	}

@@ -3,7 +3,6 @@ package guard
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -16,8 +15,7 @@ const (
 	maxPause = time.Second
 )
 
-// A Listener accepts connections on one TCP address. Its methods have the shape of the server's
-// listener interface, but for what Serve and Close are given.
+// A Listener accepts connections on one TCP address.
 type Listener struct {
 	guard   *Guard
 	id      string
@@ -43,8 +41,8 @@ func (g *Guard) Listener(id, address string) *Listener {
 	}
 }
 
-// Init opens the address. The logger is ignored: the Guard has one.
-func (l *Listener) Init(*slog.Logger) error {
+// Init opens the address.
+func (l *Listener) Init() error {
 	// TCP keepalive finds vehicles that vanished behind an MQTT keepalive of zero. TCP_NODELAY
 	// needs no mention: Go sets it on every accepted connection.
 	config := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{
@@ -57,12 +55,6 @@ func (l *Listener) Init(*slog.Logger) error {
 	l.socket = socket
 	return nil
 }
-
-// ID is the listener's name.
-func (l *Listener) ID() string { return l.id }
-
-// Protocol is the transport's name.
-func (l *Listener) Protocol() string { return "tcp" }
 
 // Address is where the listener accepts; before Init what was configured.
 func (l *Listener) Address() string {
