@@ -65,7 +65,7 @@ rules:
 	})
 	s := mqtt.New(&mqtt.Options{Logger: slog.New(slog.DiscardHandler)})
 	t.Cleanup(func() { _ = s.Close() })
-	h.subscribers.index = s.Topics
+	h.subscribers.index, h.subscribers.clients = s.Topics, s.Clients
 	cl := s.NewClient(nil, "tcp", "v7", false)
 	cl.Net.Remote = "192.0.2.7:40000"
 	return h, cl

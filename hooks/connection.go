@@ -1,9 +1,11 @@
 package hooks
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -61,17 +63,12 @@ func connectionOf(cl *mqtt.Client) *connection {
 	return nil
 }
 
-// serve leads the connection's life. This goroutine waits; workers do what needs a deep stack.
+// serve leads the connection's life. This goroutine waits, on a small stack; workers do all else.
 func (s *Server) serve(listener string, conn *guard.Conn) error {
 	c := &connection{server: s, listener: listener, conn: conn, done: make(chan struct{}, 1)}
 	conn.SetOwner(c)
-	step := c.step
-	for !c.over {
-		if err := conn.Wait(); err != nil {
-			c.over, c.err = true, err
-			break
-		}
-		s.workers.do(step, c.done)
+	for step := c.step; !c.over; s.workers.do(step, c.done) {
+		conn.Wait()
 	}
 	s.workers.do(c.end, c.done)
 	return c.err
@@ -88,34 +85,102 @@ func (c *connection) recovered() {
 // step takes the packets that are there.
 func (c *connection) step() {
 	defer c.recovered()
-	if !c.established {
-		c.err = c.connect()
-		c.over = c.err != nil
-		return
-	}
-	err := c.client.Read(c.receive)
-	if !errors.Is(err, guard.ErrNothingReady) {
-		c.over, c.err = true, err
+	for {
+		ready, err := c.conn.Next()
+		switch {
+		case err != nil:
+		case !ready:
+			return
+		case !c.established:
+			err = c.connect()
+		default:
+			if err = c.client.Read(c.receive); errors.Is(err, guard.ErrNothingReady) {
+				continue
+			}
+			c.over = true // nil: the client has said goodbye
+		}
+		if err != nil || c.over {
+			c.over, c.err = true, err
+			return
+		}
 	}
 }
 
 // receive has mochi act on a packet. An error ends the connection.
 func (c *connection) receive(cl *mqtt.Client, pk packets.Packet) error {
-	if pk.FixedHeader.Type == packets.Connect {
-		return packets.ErrProtocolViolationSecondConnect // guard refuses it before [MQTT-3.1.0-2]
-	}
 	mochi := c.server.mochi
+	switch pk.FixedHeader.Type {
+	case packets.Connect: // guard refuses it before [MQTT-3.1.0-2]
+		return c.violated(packets.ErrProtocolViolationSecondConnect)
+	case packets.Auth: // no method was agreed on [MQTT-4.12.0-7]
+		return c.violated(packets.ErrProtocolViolation)
+	case packets.Pubrel:
+		pk.ReasonCode = packets.CodeSuccess.Code // whatever the client says, it is due a PUBCOMP [MQTT-4.3.3-11], which mochi keeps back
+	case packets.Publish:
+		if !mqtt.IsValidFilter(pk.TopicName, true) {
+			return c.refusePublish(&pk)
+		}
+		if pk.FixedHeader.Qos > 0 && c.full(pk.PacketID) {
+			return c.violated(packets.ErrReceiveMaximum) // [MQTT-3.3.4-7]
+		}
+	}
+	err := mochi.InjectPacket(cl, pk)
+	if err != nil {
+		return c.violated(err)
+	}
 	// It counts what it is given once more; Client.Read has done that.
 	atomic.AddInt64(&mochi.Info.PacketsReceived, -1)
 	if pk.FixedHeader.Type == packets.Publish {
 		atomic.AddInt64(&mochi.Info.MessagesReceived, -1)
 	}
-	err := mochi.InjectPacket(cl, pk)
+	return nil
+}
+
+// receiveMaximum is how many messages of QoS 2 an MQTT 5 client may have unreleased: as many as CONNACK says. MQTT 3.1.1 has no
+// such number; what one client may make the broker remember is bounded all the same.
+const (
+	receiveMaximum    = 1024
+	maximumUnreleased = 8192
+)
+
+// full reports whether the client has as many messages of QoS 2 unreleased as it may, and this one isn't among them. Those of QoS 1
+// are mostly acknowledged before the next is looked at; guard bounds those that aren't.
+func (c *connection) full(id uint16) bool {
+	limit := receiveMaximum
+	if c.client.Properties.ProtocolVersion < 5 {
+		limit = maximumUnreleased
+	}
+	open := c.client.State.Inflight
+	if open.Len() < limit {
+		return false
+	}
+	_, again := open.Get(id)
+	return !again
+}
+
+// violated tells an MQTT 5 client why its connection ends [MQTT-4.13.1-1].
+func (c *connection) violated(err error) error {
 	var code packets.Code
 	if errors.As(err, &code) && code.Code >= packets.ErrUnspecifiedError.Code {
-		c.server.disconnect(c.conn, code, time.Now().Add(farewell)) // [MQTT-4.13.1-1]
+		c.server.disconnect(c.conn, code, time.Now().Add(farewell))
 	}
 	return err
+}
+
+// refusePublish answers a publish to a topic that is the server's own, such as $SYS, as one that the client is not allowed
+// [MQTT-3.3.5-2]. mochi doesn't answer it.
+func (c *connection) refusePublish(pk *packets.Packet) error {
+	if pk.FixedHeader.Qos == 0 {
+		return nil
+	}
+	ack := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: pk.PacketID, Created: time.Now().Unix()}
+	if pk.FixedHeader.Qos == 2 {
+		ack.FixedHeader.Type = packets.Pubrec
+	}
+	if c.client.Properties.ProtocolVersion == 5 {
+		ack.ReasonCode = packets.ErrNotAuthorized.Code
+	}
+	return c.client.WritePacket(ack)
 }
 
 // connect lets the client in, or says why not. An error ends the connection.
@@ -132,6 +197,7 @@ func (c *connection) connect() error {
 		return fmt.Errorf("read CONNECT: %w", err)
 	}
 	cl.ParseConnect(c.listener, pk)
+	detach(cl)
 	if code := valid(&pk); code != packets.CodeSuccess { // [MQTT-3.1.4-1]
 		return c.refuse(code)
 	}
@@ -144,7 +210,7 @@ func (c *connection) connect() error {
 	}
 	// Once and a half [MQTT-3.1.2-22]; mochi reckons that in 16 bits, and ends connections of more than 43690 s at once.
 	c.conn.SetKeepalive(time.Duration(pk.Connect.Keepalive) * 3 * time.Second / 2)
-	c.setClient(&pk)
+	c.will = willOf(&pk)
 	present := s.inherit(cl, pk.Connect.Clean)
 	s.mochi.Clients.Add(cl) // [MQTT-4.1.0-1]
 	c.counted = true
@@ -179,10 +245,36 @@ func valid(pk *packets.Packet) packets.Code {
 	default:
 		return packets.ErrUnsupportedProtocolVersion // [MQTT-3.1.2-1] [MQTT-3.1.2-2]
 	}
+	if pk.Properties.AuthenticationMethod != "" {
+		return packets.ErrBadAuthenticationMethod // [MQTT-4.12.0-1]
+	}
 	if pk.ProtocolVersion < 5 && !pk.Connect.Clean && pk.Connect.ClientIdentifier == "" {
 		return packets.ErrClientIdentifierNotValid // [MQTT-3.1.3-8] of 3.1.1
 	}
 	return packets.CodeSuccess
+}
+
+// detach has nothing of the client keep the memory of its CONNECT packet, which may hold a will of 64 kB: a session lasts
+// longer than its connection.
+func detach(cl *mqtt.Client) {
+	cl.ID = strings.Clone(cl.ID)
+	cl.Properties.Username = bytes.Clone(cl.Properties.Username)
+	was := cl.Properties.Props
+	cl.Properties.Props = packets.Properties{ // what mochi looks at later
+		SessionExpiryInterval:     was.SessionExpiryInterval,
+		SessionExpiryIntervalFlag: was.SessionExpiryIntervalFlag,
+		MaximumPacketSize:         was.MaximumPacketSize,
+		RequestProblemInfo:        was.RequestProblemInfo,
+		RequestProblemInfoFlag:    was.RequestProblemInfoFlag,
+		RequestResponseInfo:       was.RequestResponseInfo,
+		AssignedClientID:          strings.Clone(was.AssignedClientID),
+	}
+	cl.Properties.Will = mqtt.Will{} // connection has it
+	// mochi's own count would end a connection for a message of QoS 0, for one that is sent again, and in MQTT 3.1.1.
+	cl.State.Inflight.ResetReceiveQuota(math.MaxUint16)
+	// A quota would have it look for messages of its own to send after each packet, which deadlocks
+	// (Inflight.NextImmediate). What goes to the client is not mochi's.
+	cl.State.Inflight.ResetSendQuota(0)
 }
 
 // refuse answers a CONNECT with what the code is in the client's version [MQTT-3.1.4-5].
@@ -201,17 +293,6 @@ func (c *connection) refuse(code packets.Code) error {
 	return fmt.Errorf("refuse CONNECT: %w", code)
 }
 
-// setClient has mochi leave alone what goes to the client. A quota would have it look for messages of its own to send after each
-// packet, which deadlocks (Inflight.NextImmediate), and its wills go past the sessions.
-func (c *connection) setClient(connect *packets.Packet) {
-	props := &c.client.Properties
-	props.Props.ReceiveMaximum = 0
-	props.Props.TopicAliasMaximum = 0
-	c.client.State.Inflight.ResetSendQuota(0)
-	c.will = willOf(connect)
-	props.Will = mqtt.Will{}
-}
-
 // inherit moves the session that the client's id has, if it is to be resumed, to the client, and reports that. takeOver has seen
 // to it that nobody else does this for the same id.
 func (s *Server) inherit(cl *mqtt.Client, clean bool) bool {
@@ -225,10 +306,10 @@ func (s *Server) inherit(cl *mqtt.Client, clean bool) bool {
 		old.ClearInflights()
 		return false
 	}
-	// The index knows subscriptions by the client's id: there they stay, so that no message is missed.
+	// The index knows subscriptions by the client's id: there they stay, and with the old client until nobody finds it any more, so that no
+	// message is missed.
 	for filter, sub := range old.State.Subscriptions.GetAll() {
 		cl.State.Subscriptions.Add(filter, sub)
-		old.State.Subscriptions.Delete(filter)
 	}
 	// What the client has sent at QoS 2 and not released [MQTT-3.1.2-5].
 	for _, pk := range old.State.Inflight.GetAll(false) {
@@ -255,6 +336,7 @@ func (c *connection) end() {
 	if c.established && c.will != nil && !c.panicked && !c.left() { // [MQTT-3.1.2-8]
 		h.publishWill(cl, c.will)
 	}
+	c.will = nil // the client may stay for long, and its connection with it
 	cl.Stop(c.err)
 	if !c.counted {
 		return

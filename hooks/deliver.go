@@ -2,6 +2,8 @@ package hooks
 
 import (
 	"encoding/binary"
+	"hash/maphash"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -33,7 +35,7 @@ func message(publisher string, pk *packets.Packet, received time.Time) *sessions
 }
 
 // passedOn encodes the properties that subscribers get as they were sent [MQTT-3.3.2-4] [MQTT-3.3.2-15]
-// [MQTT-3.3.2-16] [MQTT-3.3.2-17] [MQTT-3.3.2-18] [MQTT-3.3.2-20].
+// [MQTT-3.3.2-16] [MQTT-3.3.2-17] [MQTT-3.3.2-18] [MQTT-3.3.2-20]. An empty content type is lost: mochi reads it as none.
 func passedOn(p *packets.Properties) []byte {
 	var b []byte
 	if p.PayloadFormatFlag {
@@ -45,7 +47,7 @@ func passedOn(p *packets.Properties) []byte {
 	if p.ResponseTopic != "" {
 		b = appendString(append(b, packets.PropResponseTopic), p.ResponseTopic)
 	}
-	if len(p.CorrelationData) > 0 {
+	if p.CorrelationData != nil {
 		b = appendString(append(b, packets.PropCorrelationData), string(p.CorrelationData))
 	}
 	for _, u := range p.User {
@@ -61,16 +63,20 @@ func appendString(b []byte, s string) []byte {
 // deliver retains the message if it is to be, and gives it to its topic's subscribers. It doesn't block. The result is how long
 // the publisher should wait for them to keep up.
 func (h *hook) deliver(publisher string, pk *packets.Packet, received time.Time) (pause time.Duration) {
+	var m *sessions.Message
+	if pk.FixedHeader.Retain { // [MQTT-3.3.1-5]
+		m = message(publisher, pk, received)
+		lock := h.topicLock(m.Topic)
+		lock.Lock()
+		defer lock.Unlock()
+		h.retained.Set(m) // before the look at who subscribes: one who comes after that gets this one
+	}
 	t := h.subscribers.of(pk.TopicName)
-	if len(t.direct)+len(t.shared) == 0 && !pk.FixedHeader.Retain {
-		return 0
-	}
-	m := message(publisher, pk, received)
-	if m.Retain { // [MQTT-3.3.1-5]
-		h.retained.Set(m)
-	}
 	if len(t.direct)+len(t.shared) == 0 {
 		return 0
+	}
+	if m == nil {
+		m = message(publisher, pk, received)
 	}
 	e := sessions.NewEncoder(m)
 	defer e.Release()
@@ -93,18 +99,23 @@ func (h *hook) deliver(publisher string, pk *packets.Packet, received time.Time)
 }
 
 func (h *hook) deliverTo(t *target, m *sessions.Message, e *sessions.Encoder) (sent bool, pause time.Duration) {
-	if t.noLocal && m.Publisher == t.who.ID { // [MQTT-3.8.3-3]
+	as := &t.options
+	if t.own != nil && m.Publisher == t.who.ID {
+		as = t.own
+	}
+	if as.none || !h.o.Auth.Allow(t.who, auth.Subscribe, m.Topic) {
 		return false, 0
 	}
-	if !h.o.Auth.Allow(t.who, auth.Subscribe, m.Topic) {
-		return false, 0
-	}
-	return t.session.Deliver(sessions.Delivery{
+	r := t.session.Deliver(sessions.Delivery{
 		Message:         m,
-		QoS:             min(m.QoS, t.qos),
-		Retain:          m.Retain && t.retainAsPublished, // [MQTT-3.3.1-12] [MQTT-3.3.1-13]
-		SubscriptionIDs: t.ids,
+		QoS:             min(m.QoS, as.qos),
+		Retain:          m.Retain && as.retainAsPublished, // [MQTT-3.3.1-12] [MQTT-3.3.1-13]
+		SubscriptionIDs: as.ids,
 	}, e)
+	if r.Full {
+		h.log.Warn("messages to a client are dropped: too many wait for it", "client", t.who.ID, "topic", m.Topic)
+	}
+	return r.Sent, r.Pause
 }
 
 // sent keeps the counters of mochi's that its $SYS topics show.
@@ -145,16 +156,35 @@ func (h *hook) deliverRetained(c *connection) {
 	c.retained = nil
 	for _, r := range due {
 		for _, m := range h.retained.Match(r.filter) {
-			if !h.o.Auth.Allow(c.subscriber.who, auth.Subscribe, m.Topic) {
-				continue
+			if h.o.Auth.Allow(c.subscriber.who, auth.Subscribe, m.Topic) {
+				h.deliverStored(c.subscriber.session, m.Topic, r)
 			}
-			e := sessions.NewEncoder(m)
-			if ok, _ := c.subscriber.session.Deliver(sessions.Delivery{
-				Message: m, QoS: min(m.QoS, r.qos), Retain: true, SubscriptionIDs: r.ids, // [MQTT-3.3.1-8]
-			}, e); ok {
-				h.sent(1)
-			}
-			e.Release()
 		}
 	}
+}
+
+// deliverStored gives a session the retained message that the topic has now. It is never older than what the session was
+// given of the topic before.
+func (h *hook) deliverStored(s *sessions.Session, topic string, r retainedFor) {
+	lock := h.topicLock(topic)
+	lock.Lock()
+	defer lock.Unlock()
+	m := h.retained.Get(topic)
+	if m == nil {
+		return
+	}
+	e := sessions.NewEncoder(m)
+	defer e.Release()
+	delivery := sessions.Delivery{
+		Message: m, QoS: min(m.QoS, r.qos), Retain: true, SubscriptionIDs: r.ids, Stored: true, // [MQTT-3.3.1-8]
+	}
+	if s.Deliver(delivery, e).Sent {
+		h.sent(1)
+	}
+}
+
+// topicLock keeps apart, for one topic, what sets its retained message and sends it to subscribers, and what sends it to a
+// new one. Topics share locks.
+func (h *hook) topicLock(topic string) *sync.Mutex {
+	return &h.topicLocks[maphash.String(h.topicSeed, topic)%uint64(len(h.topicLocks))]
 }

@@ -11,6 +11,7 @@ package hooks
 
 import (
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
@@ -41,6 +42,8 @@ type hook struct {
 	turns       *turns
 	subscribers *subscribers
 	retained    sessions.Retained
+	topicLocks  [64]sync.Mutex
+	topicSeed   maphash.Seed
 	wills       *alarms // delayed ones [MQTT-3.1.3-9]
 	expiries    *alarms // of sessions
 
@@ -56,6 +59,7 @@ func newHook(o Options) *hook {
 		ids:         messageIDs{run: rand.Uint64()},
 		turns:       newTurns(),
 		subscribers: newSubscribers(),
+		topicSeed:   maphash.MakeSeed(),
 		wills:       newAlarms(),
 		expiries:    newAlarms(),
 	}
@@ -63,7 +67,7 @@ func newHook(o Options) *hook {
 
 // guarded are the methods that recover their panics: all that Provides names, and what runs by the clock.
 var guarded = [...]string{
-	"OnACLCheck", "OnSubscribe", "OnSubscribed", "OnUnsubscribed", "OnPublish", "OnPublished", "OnQosPublish",
+	"OnACLCheck", "OnSubscribe", "OnSubscribed", "OnUnsubscribe", "OnUnsubscribed", "OnPublish", "OnPublished", "OnQosPublish",
 	"OnPacketRead", "OnPacketProcessed", "OnPacketEncode", "publishWill", "publishSys", "expire",
 }
 
@@ -73,7 +77,7 @@ func (h *hook) ID() string { return "throughline" }
 // Provides tells mochi which methods to call.
 func (h *hook) Provides(b byte) bool {
 	switch b {
-	case mqtt.OnACLCheck, mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnPublished, mqtt.OnQosPublish,
+	case mqtt.OnACLCheck, mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnUnsubscribe, mqtt.OnUnsubscribed, mqtt.OnPublish, mqtt.OnPublished, mqtt.OnQosPublish,
 		mqtt.OnPacketRead, mqtt.OnPacketProcessed, mqtt.OnPacketEncode:
 		return true
 	}
@@ -155,9 +159,33 @@ func (h *hook) forgetAck(cl *mqtt.Client, id uint16) {
 	}
 }
 
-// overLimit stands for a topic filter beyond MaxSubscriptions until OnSubscribed. mochi refuses
-// it, since # may only be last [MQTT-4.7.1-1].
-const overLimit = "#/beyond-max-subscriptions"
+// These stand for topic filters that are refused. mochi refuses them, since # may only be last [MQTT-4.7.1-1].
+const (
+	overLimit = "#/beyond-max-subscriptions" // until OnSubscribed
+	invalid   = "#/invalid"                  // one that mochi would grant, though it is none
+)
+
+// validFilter reports whether a topic filter is one (MQTT 5, 4.7.1 and 4.8.2).
+func validFilter(filter string) bool {
+	if rest, shared := strings.CutPrefix(filter, "$share/"); shared {
+		name, of, ok := strings.Cut(rest, "/")
+		if !ok || name == "" || strings.ContainsAny(name, "+#") { // [MQTT-4.8.2-1] [MQTT-4.8.2-2]
+			return false
+		}
+		filter = of
+	} else if mqtt.IsSharedFilter(filter) { // to mochi, which doesn't look at the case
+		return false
+	}
+	if filter == "" { // [MQTT-4.7.3-1]
+		return false
+	}
+	for level := range strings.SplitSeq(filter, "/") {
+		if len(level) > 1 && strings.ContainsAny(level, "+#") { // [MQTT-4.7.1-1] [MQTT-4.7.1-2]
+			return false
+		}
+	}
+	return !strings.Contains(filter, "#/")
+}
 
 // yieldEvery is how many publishes of one client are taken before others get a turn: few enough that a client with much to
 // say delays nobody, and enough that frames go out many at a time.
@@ -183,7 +211,7 @@ func (h *hook) OnPublished(cl *mqtt.Client, _ packets.Packet) {
 	}
 }
 
-// OnSubscribe marks the filters beyond MaxSubscriptions, so that mochi refuses them. A filter
+// OnSubscribe marks filters that are none, and those beyond MaxSubscriptions, so that mochi refuses them. A filter
 // that the client has already is no further one [MQTT-3.8.4-3].
 func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) (out packets.Packet) {
 	defer func() {
@@ -195,12 +223,19 @@ func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) (out packets.Pack
 	existed := make([]bool, len(pk.Filters))
 	room := h.o.MaxSubscriptions - cl.State.Subscriptions.Len()
 	for i, sub := range pk.Filters {
+		if !validFilter(sub.Filter) {
+			pk.Filters[i].Filter = invalid
+			continue
+		}
 		if _, existed[i] = cl.State.Subscriptions.Get(sub.Filter); existed[i] || h.o.MaxSubscriptions <= 0 {
 			continue
 		}
 		if room--; room < 0 {
 			pk.Filters[i].Filter = overLimit
 		}
+	}
+	for i := range pk.Filters {
+		pk.Filters[i].Filter = strings.Clone(pk.Filters[i].Filter) // the packet that it is a part of must not stay
 	}
 	if c := connectionOf(cl); c != nil {
 		c.existed = existed
@@ -220,14 +255,34 @@ func (h *hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, reasonCodes []by
 	if c := connectionOf(cl); c != nil {
 		c.oweRetained(pk.Filters, reasonCodes)
 	}
-	if cl.Properties.ProtocolVersion < 5 {
-		return // 0x80 is the only one there is
-	}
 	for i, sub := range pk.Filters {
+		if cl.Properties.ProtocolVersion < 5 {
+			if reasonCodes[i] > packets.CodeGrantedQos2.Code {
+				reasonCodes[i] = packets.ErrUnspecifiedError.Code // the only one there is [MQTT-3.9.3-2 of 3.1.1]
+			}
+			continue
+		}
 		if sub.Filter == overLimit && reasonCodes[i] == packets.ErrTopicFilterInvalid.Code {
 			reasonCodes[i] = packets.ErrQuotaExceeded.Code
 		}
 	}
+}
+
+// OnUnsubscribe marks filters that the client has not subscribed to: mochi would say that it had if anybody has, and count one
+// subscription less.
+func (h *hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) (out packets.Packet) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.panicked("OnUnsubscribe", cl, cause)
+			out = pk
+		}
+	}()
+	for i, sub := range pk.Filters {
+		if _, ok := cl.State.Subscriptions.Get(sub.Filter); !ok {
+			pk.Filters[i].Filter = invalid
+		}
+	}
+	return pk
 }
 
 // OnUnsubscribed has messages no longer go to what the client has unsubscribed from.

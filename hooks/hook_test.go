@@ -53,6 +53,9 @@ func TestEveryHookRecovers(t *testing.T) {
 			(&Server{hook: h}).publishSysOnce()
 			return true
 		}},
+		{"OnUnsubscribe", mqtt.OnUnsubscribe, func(h *hook, cl *mqtt.Client) bool {
+			return h.OnUnsubscribe(cl, filters).PacketID == 7
+		}},
 		{"OnUnsubscribed", mqtt.OnUnsubscribed, func(h *hook, cl *mqtt.Client) bool {
 			h.subscribers = nil
 			h.OnUnsubscribed(cl, filters)

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
 )
 
 const (
@@ -18,8 +20,9 @@ const (
 )
 
 // logHandler is the handler that mochi logs to. It leaves packets out, which mochi logs whole,
-// payload included; it lets a text through logBurst times in a logWindow; and it drops the line that mochi writes for
-// every publish that a hook refuses: the hook logs when refusing begins and ends.
+// payload included; it lets a text through logBurst times in a logWindow; and it drops what nobody can use: the line for
+// every publish that a hook refuses (the hook logs when refusing begins and ends), and the one for a small keepalive, which doesn't say
+// whose.
 type logHandler struct {
 	next  slog.Handler
 	quota *logQuota // shared by what WithAttrs and WithGroup derive
@@ -34,7 +37,8 @@ func (h *logHandler) Enabled(ctx context.Context, level slog.Level) bool {
 }
 
 func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
-	if r.Message == "publish packet error" {
+	switch r.Message {
+	case "publish packet error", mqtt.ErrMinimumKeepalive.Error():
 		return nil
 	}
 	suppressed, ok := h.quota.take(r.Message, r.Time)

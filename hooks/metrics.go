@@ -93,7 +93,7 @@ func registerState(r prometheus.Registerer, s *mqtt.Server, h *hook) {
 		func() float64 { return float64(s.Info.Clone().ClientsConnected) })
 	gauge("throughline_mqtt_subscriptions", "Subscriptions of all sessions.",
 		func() float64 { return float64(s.Info.Clone().Subscriptions) })
-	gauge("throughline_mqtt_retained_messages", "Retained messages, without $SYS topics.",
+	gauge("throughline_mqtt_retained_messages", "Retained messages, $SYS topics among them.",
 		func() float64 { return float64(h.retained.Len()) })
 	counters := &h.subscribers.counters
 	gauge("throughline_mqtt_messages_queued", "Messages of QoS 1 and 2 that wait for a client, offline or slow.",

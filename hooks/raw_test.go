@@ -108,6 +108,7 @@ func (c *rawClient) send(pk packets.Packet) {
 // trySend is send for goroutines that aren't the test's, and for connections that may be gone.
 func (c *rawClient) trySend(pk packets.Packet) error {
 	pk.ProtocolVersion = c.version
+	pk.Mods.AllowResponseInfo = true // else the encoder leaves response topics out
 	var b bytes.Buffer
 	var err error
 	switch pk.FixedHeader.Type {

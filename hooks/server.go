@@ -68,6 +68,8 @@ type Options struct {
 	Broker string
 	// Node is the broker's own name, for rules that read it.
 	Node string
+	// Version is the broker's, for its $SYS topic.
+	Version string
 
 	Logger     *slog.Logger          // nil: discard
 	Registerer prometheus.Registerer // nil: no metrics
@@ -119,7 +121,7 @@ func New(o Options) (*Server, error) {
 	s.workers = newWorkers(s.quit)
 	s.hook = newHook(o)
 	s.hook.server = s
-	s.hook.subscribers.index = s.mochi.Topics
+	s.hook.subscribers.index, s.hook.subscribers.clients = s.mochi.Topics, s.mochi.Clients
 	registerState(o.Registerer, s.mochi, s.hook)
 	registerOutcomes(o.Registerer, o.Rules)
 	if err := s.mochi.AddHook(s.hook, nil); err != nil {
@@ -150,6 +152,7 @@ func capabilities(o Options) *mqtt.Capabilities {
 	c := mqtt.NewDefaultServerCapabilities()
 	c.MaximumPacketSize = uint32(max(o.MaxPacketSize, 0)) // 0: no limit here, MQTT's own in guard
 	c.MaximumClientWritesPending = writesPending
+	c.ReceiveMaximum = receiveMaximum
 	// mochi drops retained and queued messages after a day unless this is 0: then only a
 	// message's own expiry counts [MQTT-3.3.2-5].
 	c.MaximumMessageExpiryInterval = 0

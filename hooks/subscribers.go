@@ -1,19 +1,22 @@
 package hooks
 
 import (
+	"iter"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/throughline-mqtt/throughline/auth"
 	"github.com/throughline-mqtt/throughline/sessions"
 )
 
-// maxCachedTopics bounds the topic names whose subscribers are remembered, at some hundred bytes each.
-const maxCachedTopics = 16 << 10
+// maxCached bounds the topic names whose subscribers are remembered, and the subscribers of all of them, each counted once a
+// topic, at about a hundred bytes each.
+const maxCached = 128 << 10
 
 // subscriber is a client's session with what decides about a message to it.
 type subscriber struct {
@@ -25,15 +28,17 @@ type subscriber struct {
 // safe for concurrent use.
 type subscribers struct {
 	index    *mqtt.TopicsIndex
+	clients  *mqtt.Clients
 	counters sessions.Counters
 
 	// version changes with whatever the subscribers of a topic name depend on, before the client that has changed it
 	// is answered.
 	version atomic.Uint64
 
-	mu    sync.RWMutex
-	byID  map[string]*subscriber
-	topic map[string]*targets
+	mu     sync.RWMutex
+	byID   map[string]*subscriber
+	topic  map[string]*targets
+	cached int // see maxCached
 }
 
 func newSubscribers() *subscribers {
@@ -50,16 +55,65 @@ type targets struct {
 // group is a shared subscription.
 type group struct {
 	members []target
-	turn    atomic.Uint64
+
+	mu   sync.Mutex
+	next int // whose turn it is
 }
 
-// target is a subscriber of a topic name, with the options of its subscriptions that match, taken together.
+// size is what the cache counts; nil has none.
+func (t *targets) size() int {
+	if t == nil {
+		return 0
+	}
+	n := 1 + len(t.direct)
+	for _, g := range t.shared {
+		n += len(g.members)
+	}
+	return n
+}
+
+// target is a subscriber of a topic name.
 type target struct {
 	*subscriber
-	qos               byte
-	noLocal           bool
-	retainAsPublished bool
-	ids               []uint32 // subscription identifiers, ascending
+	options
+	own *options // for what it has published itself, if that is another matter
+}
+
+// options are those of a client's subscriptions that match a topic name, taken together.
+type options struct {
+	none              bool     // no subscription
+	qos               byte     // the highest [MQTT-3.3.4-2]
+	retainAsPublished bool     // of any
+	ids               []uint32 // subscription identifiers, ascending [MQTT-3.3.4-4]
+}
+
+func (o *options) add(sub *packets.Subscription) {
+	o.none = false
+	o.qos = max(o.qos, sub.Qos)
+	o.retainAsPublished = o.retainAsPublished || sub.RetainAsPublished
+	if sub.Identifier > 0 {
+		o.ids = append(o.ids, uint32(sub.Identifier))
+		slices.Sort(o.ids)
+	}
+}
+
+// newTarget takes the subscriptions of one client together. mochi does that too, but not so that the options can be told
+// apart: with No Local on one it sends nothing for the others either.
+func newTarget(who *subscriber, subs iter.Seq[packets.Subscription]) target {
+	t := target{subscriber: who, options: options{none: true}}
+	own, local := options{none: true}, false
+	for sub := range subs {
+		t.add(&sub)
+		if sub.NoLocal { // [MQTT-3.8.3-3]
+			local = true
+		} else {
+			own.add(&sub)
+		}
+	}
+	if local {
+		t.own = &own
+	}
+	return t
 }
 
 // open is the client's session from now on: the one that there is if it is resumed, else a new one.
@@ -118,10 +172,14 @@ func (s *subscribers) of(topic string) *targets {
 	t.version = version
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.topic) >= maxCachedTopics {
-		for old := range s.topic { // any will do
-			delete(s.topic, old)
+	s.cached += t.size() - s.topic[topic].size()
+	for old, was := range s.topic { // any will do
+		if s.cached <= maxCached {
 			break
+		}
+		if old != topic {
+			delete(s.topic, old)
+			s.cached -= was.size()
 		}
 	}
 	s.topic[strings.Clone(topic)] = t // the packet that it is a part of must not stay
@@ -134,23 +192,16 @@ func (s *subscribers) look(topic string) *targets {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	t := new(targets)
-	for id, sub := range found.Subscriptions {
+	for id := range found.Subscriptions {
 		if who := s.byID[id]; who != nil {
-			target := target{subscriber: who, qos: sub.Qos, noLocal: sub.NoLocal, retainAsPublished: sub.RetainAsPublished}
-			for _, identifier := range sub.Identifiers {
-				target.identify(identifier)
-			}
-			slices.Sort(target.ids)
-			t.direct = append(t.direct, target)
+			t.direct = append(t.direct, newTarget(who, s.matching(id, topic)))
 		}
 	}
 	for _, subs := range found.Shared {
 		var members []target
 		for id, sub := range subs {
 			if who := s.byID[id]; who != nil {
-				target := target{subscriber: who, qos: sub.Qos, retainAsPublished: sub.RetainAsPublished}
-				target.identify(sub.Identifier)
-				members = append(members, target)
+				members = append(members, newTarget(who, func(yield func(packets.Subscription) bool) { yield(sub) }))
 			}
 		}
 		if len(members) > 0 {
@@ -160,21 +211,57 @@ func (s *subscribers) look(topic string) *targets {
 	return t
 }
 
-func (t *target) identify(subscription int) {
-	if subscription > 0 {
-		t.ids = append(t.ids, uint32(subscription))
+// matching are the client's subscriptions that match the topic name, shared ones apart.
+func (s *subscribers) matching(id, topic string) iter.Seq[packets.Subscription] {
+	return func(yield func(packets.Subscription) bool) {
+		cl, ok := s.clients.Get(id)
+		if !ok {
+			return
+		}
+		for filter, sub := range cl.State.Subscriptions.GetAll() {
+			if matches(filter, topic) && !yield(sub) {
+				return
+			}
+		}
+	}
+}
+
+// matches reports whether a topic filter that is not a shared one matches a topic name (MQTT 5, 4.7).
+func matches(filter, topic string) bool {
+	if strings.HasPrefix(topic, "$") && (strings.HasPrefix(filter, "+") || strings.HasPrefix(filter, "#")) {
+		return false // [MQTT-4.7.2-1]
+	}
+	for {
+		f, restOfFilter, moreFilter := strings.Cut(filter, "/")
+		if f == "#" {
+			return true
+		}
+		name, restOfTopic, moreTopic := strings.Cut(topic, "/")
+		if f != "+" && f != name {
+			return false
+		}
+		if !moreTopic {
+			return !moreFilter || restOfFilter == "#" // 4.7.1.2
+		}
+		if !moreFilter {
+			return false
+		}
+		filter, topic = restOfFilter, restOfTopic
 	}
 }
 
 // choose is the member that gets the next message: they take turns, and the sessions of those who are offline
 // don't get what somebody could have now (MQTT 5, 4.8.2).
 func (g *group) choose() *target {
-	n := len(g.members)
-	turn := int(g.turn.Add(1) % uint64(n))
-	for i := range n {
-		if m := &g.members[(turn+i)%n]; m.session.Online() {
-			return m
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	chosen := g.next
+	for i := range g.members {
+		if at := (g.next + i) % len(g.members); g.members[at].session.Online() {
+			chosen = at
+			break
 		}
 	}
-	return &g.members[turn]
+	g.next = (chosen + 1) % len(g.members)
+	return &g.members[chosen]
 }

@@ -46,7 +46,7 @@ func (s *Server) publishSysOnce() {
 			Payload:     []byte(value),
 		}, now)
 	}
-	publish("version", info.Version)
+	publish("version", "throughline "+s.hook.o.Version)
 	for topic, value := range map[string]int64{
 		"time":                 now.Unix(),
 		"uptime":               now.Unix() - info.Started,

@@ -32,6 +32,11 @@ func willOf(connect *packets.Packet) *will {
 // publishWill publishes the will the way that publishes go, once its delay has passed, if its client may publish to the topic.
 // It comes no later than the end of the session (MQTT 5, 3.1.3.2.2).
 func (h *hook) publishWill(cl *mqtt.Client, w *will) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.panicked("publishWill", cl, cause)
+		}
+	}()
 	if !mqtt.IsValidFilter(w.packet.TopicName, true) || !h.OnACLCheck(cl, w.packet.TopicName, true) {
 		return
 	}
@@ -39,6 +44,9 @@ func (h *hook) publishWill(cl *mqtt.Client, w *will) {
 	if delay == 0 {
 		h.deliver(cl.ID, &w.packet, time.Now())
 		return
+	}
+	if now, ok := h.server.mochi.Clients.Get(cl.ID); !ok || now != cl {
+		return // the client is back already
 	}
 	h.wills.after(delay, cl.ID, func() {
 		defer func() {

@@ -39,7 +39,7 @@ func (r *Retained) Set(m *Message) {
 			if at.below == nil {
 				at.below = make(map[string]*level, 1)
 			}
-			at.below[name] = next
+			at.below[strings.Clone(name)] = next // the packet that it is a part of must not stay
 		}
 		at = next
 	}
@@ -126,6 +126,19 @@ func (r *Retained) Match(filter string) []*Message {
 		}
 	}
 	return found
+}
+
+// Get returns the message of a topic name, nil if there is none.
+func (r *Retained) Get(topic string) *Message {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	at := &r.root
+	for name := range strings.SplitSeq(topic, "/") {
+		if at = at.below[name]; at == nil {
+			return nil
+		}
+	}
+	return at.message
 }
 
 // Sweep removes expired messages [MQTT-3.3.2-5] and returns how many.

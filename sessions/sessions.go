@@ -20,24 +20,31 @@ const (
 	// MaxInflight bounds the messages that were sent to a client and are not acknowledged, whatever its
 	// Receive Maximum: they are what a resumed session sends again.
 	MaxInflight = 1024
+	// MaxInflightBytes bounds them too. One message is always sent.
+	MaxInflightBytes = 8 << 20
 
-	// MaxQueued and MaxQueuedBytes bound what waits for one client, offline or slow. Beyond either a
+	// MaxQueued bounds what waits for one client, offline or slow. Beyond it, or MaxQueuedBytes, a
 	// message is dropped and counted, the one that came last: those before it are still in order.
-	MaxQueued      = 10_000
+	MaxQueued = 10_000
+	// MaxQueuedBytes is to MaxQueued what MaxInflightBytes is to MaxInflight.
 	MaxQueuedBytes = 64 << 20
+	// MaxQueuedRetained bounds what waits when retained messages are added. Their memory is not the session's.
+	MaxQueuedRetained = 100_000
 
-	// Publishers are asked to wait for a client that is behind and has taken something within progress, beginning at pauseFrom
-	// of what may be queued; and at QoS 0 for as long as its connection needs to write what healthy clients
-	// take at once. A client that takes nothing delays nobody.
-	progress  = time.Second
-	flushTime = 20 * time.Millisecond
-	pauseFrom = 0.25
+	// Publishers are asked to wait for a client that is behind, beginning at pauseFrom of what may be queued, if it takes
+	// at least healthyRate messages a second: waiting helps it then. One that takes less or nothing delays nobody. At QoS 0 they are asked
+	// for as long as a connection needs to write what healthy clients take at once.
+	pauseFrom   = 0.25
+	healthyRate = 1000
+	flushTime   = 20 * time.Millisecond
 	// maxPause is the longest that a publisher is asked to wait, after one message. Less than a vehicle
 	// would notice, and enough that hundreds of publishers together don't outrun one subscriber.
 	maxPause = 10 * time.Millisecond
+	// rateWindow is how long messages are counted for a rate; none counts for twice that before it is taken for none.
+	rateWindow = 500 * time.Millisecond
 
-	// queuedOverhead is what a queued message costs beside its topic and payload, in bytes.
-	queuedOverhead = 128
+	// overhead is what a message costs beside its bytes.
+	overhead = 128
 )
 
 // Packet types as the fixed header's upper four bits hold them (MQTT 5, 2.1.2).
@@ -58,6 +65,8 @@ type Conn interface {
 	// false so much waits for the peer that nothing should follow until the session's Drained is called. An
 	// error means that the connection has ended.
 	Send(frame []byte, idAt int, id uint16) (more bool, err error)
+	// Offer is Send for a frame that may be lost: it takes it if there is room, and says so.
+	Offer(frame []byte) (taken, more bool)
 }
 
 // Counters count what waits and what was not delivered. They are shared by all sessions.
@@ -81,10 +90,16 @@ type Delivery struct {
 	QoS             byte     // 0 to 2
 	Retain          bool     // the flag as it is sent
 	SubscriptionIDs []uint32 // ascending; shared between deliveries, nobody changes it
+	// Stored says that it is a retained message for a new subscription: it waits even at QoS 0, for as long as
+	// the connection lasts, and MaxQueuedRetained is its bound.
+	Stored bool
 }
 
-// size is what a queued delivery counts for, in bytes.
-func (d *Delivery) size() int { return len(d.Message.Topic) + len(d.Message.Payload) + queuedOverhead }
+// size is what a delivery counts for, in bytes. Its message shares the memory of the packet that it came in, properties and all.
+func (d *Delivery) size() int {
+	m := d.Message
+	return len(m.Topic) + len(m.Payload) + 2*len(m.Properties) + overhead
+}
 
 // flight is a delivery of QoS 1 or 2 that has a packet identifier.
 type flight struct {
@@ -106,16 +121,40 @@ type Session struct {
 	blocked bool // conn has enough to write
 	ended   bool
 
-	lastID  uint16
-	flights []flight // in the order of their identifiers
-	out     int      // how many of them, from the first, were sent on this connection
+	lastID      uint16
+	wrapped     bool     // identifiers have begun again: some may be in use
+	flights     []flight // in the order in which they were sent first
+	out         int      // how many of them, from the first, were sent on this connection
+	flightBytes int      // of those that have a message still
 
 	queue       []Delivery // what waits for a place among the flights: queue[head:]
 	head        int
-	queuedBytes int
+	queuedBytes int  // without stored ones
+	fleeting    int  // how many in the queue are of QoS 0
+	full        bool // the last message was dropped for want of room
 
-	since time.Time // when the client took something last, or when conn had enough to write
+	blockedAt time.Time // when conn had enough to write
+	rate      rate      // at which the client takes what is queued
 }
+
+// rate counts events while somebody wants to know.
+type rate struct {
+	begin   time.Time // of the window
+	n       int       // in the window
+	healthy bool      // in the one before, which was too short if there was none
+}
+
+// start begins anew: what is not known is taken to be well.
+func (r *rate) start(now time.Time) { *r = rate{begin: now, healthy: true} }
+
+func (r *rate) count(now time.Time) {
+	r.n++
+	if d := now.Sub(r.begin); d >= rateWindow {
+		*r = rate{begin: now, healthy: float64(r.n) >= healthyRate*d.Seconds()}
+	}
+}
+
+func (r *rate) well(now time.Time) bool { return r.healthy && now.Sub(r.begin) < 2*rateWindow }
 
 // New returns a session without a connection. The counters are required.
 func New(c *Counters) *Session { return &Session{counters: c} }
@@ -137,7 +176,8 @@ func (s *Session) Attach(c Conn, o ConnOptions) {
 	if o.ReceiveMaximum > 0 {
 		s.window = min(o.ReceiveMaximum, MaxInflight)
 	}
-	s.out, s.blocked, s.since = 0, false, time.Now()
+	s.out, s.blocked = 0, false
+	s.rate.start(time.Now())
 	s.pump()
 }
 
@@ -149,6 +189,12 @@ func (s *Session) Detach(c Conn) bool {
 		return false
 	}
 	s.conn, s.out, s.blocked = nil, 0, false
+	if s.fleeting > 0 {
+		s.queue = slices.DeleteFunc(s.queue[s.head:], func(d Delivery) bool { return d.QoS == 0 })
+		s.head = 0
+		s.counters.Queued.Add(int64(-s.fleeting))
+		s.fleeting = 0
+	}
 	return true
 }
 
@@ -158,7 +204,8 @@ func (s *Session) End() {
 	defer s.mu.Unlock()
 	s.ended, s.conn = true, nil
 	s.counters.Queued.Add(int64(s.head - len(s.queue)))
-	s.flights, s.out, s.queue, s.head, s.queuedBytes = nil, 0, nil, 0, 0
+	s.flights, s.out, s.flightBytes = nil, 0, 0
+	s.queue, s.head, s.queuedBytes, s.fleeting = nil, 0, 0, 0
 }
 
 // Online reports whether the session has a connection.
@@ -175,61 +222,81 @@ func (s *Session) Waiting() (queued, inflight int) {
 	return len(s.queue) - s.head, len(s.flights)
 }
 
+// Result is what became of a delivery.
+type Result struct {
+	Sent bool // it was written to the connection
+	Full bool // it was dropped for want of room, the first since there was some
+	// Pause is how long the publisher should wait before its next message for the client to keep up: zero unless that would help.
+	Pause time.Duration
+}
+
 // Deliver sends the message or keeps it. A message of QoS 0 is dropped if there is no connection. e is the encoder of
-// d.Message, for the caller to share between sessions. Pause is how long the publisher should wait
-// before its next message for the client to keep up: zero unless that would help.
-func (s *Session) Deliver(d Delivery, e *Encoder) (sent bool, pause time.Duration) {
+// d.Message, for the caller to share between sessions.
+func (s *Session) Deliver(d Delivery, e *Encoder) Result {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended {
-		return false, 0
-	}
-	if d.QoS == 0 {
+	switch {
+	case s.ended, s.conn == nil && d.QoS == 0:
+		return Result{}
+	case d.QoS == 0 && !d.Stored:
 		return s.deliverOnce(d, e)
+	case s.head == len(s.queue) && s.ready():
+		return Result{Sent: s.launch(d, e)}
 	}
-	if s.ready() && s.head == len(s.queue) {
-		return s.launch(d, e), 0
+	full := len(s.queue)-s.head >= MaxQueued || s.queuedBytes+d.size() > MaxQueuedBytes
+	if d.Stored {
+		full = len(s.queue)-s.head >= MaxQueuedRetained
 	}
-	if len(s.queue)-s.head >= MaxQueued || s.queuedBytes+d.size() > MaxQueuedBytes {
+	r := Result{Full: full && !s.full, Pause: s.pause()}
+	s.full = full
+	if full {
 		s.counters.QueueFull.Add(1)
-		return false, s.pause()
+	} else {
+		s.push(d)
 	}
-	s.push(d)
-	return false, s.pause()
+	return r
 }
 
 // deliverOnce sends a message of QoS 0.
-func (s *Session) deliverOnce(d Delivery, e *Encoder) (sent bool, pause time.Duration) {
-	switch {
-	case s.conn == nil:
-		return false, 0
-	case s.blocked && time.Since(s.since) > flushTime:
-		s.counters.Congested.Add(1)
-		return false, 0
-	case s.blocked:
-		pause = maxPause / 2 // and it goes out: the connection has bounds of its own
+func (s *Session) deliverOnce(d Delivery, e *Encoder) (r Result) {
+	if s.blocked {
+		if time.Since(s.blockedAt) > flushTime {
+			s.counters.Congested.Add(1)
+			return r
+		}
+		r.Pause = maxPause / 2 // and it goes out, if there is room
 	}
 	frame, _, ok := s.encode(&d, e)
 	if !ok {
-		return false, pause
+		return r
 	}
-	return s.send(frame, 0, 0), pause
+	taken, more := s.conn.Offer(frame)
+	if !taken {
+		s.counters.Congested.Add(1)
+	}
+	s.block(more)
+	r.Sent = taken
+	return r
 }
 
 // ready reports whether a further flight may be sent.
 func (s *Session) ready() bool {
-	return s.conn != nil && !s.blocked && s.out == len(s.flights) && s.out < s.window
+	return s.conn != nil && !s.blocked && s.out == len(s.flights) && s.out < s.window && s.flightBytes < MaxInflightBytes
 }
 
-// launch gives the delivery a packet identifier and sends it.
+// launch sends the delivery, with a packet identifier unless it is of QoS 0.
 func (s *Session) launch(d Delivery, e *Encoder) bool {
 	frame, idAt, ok := s.encode(&d, e)
 	if !ok {
 		return false
 	}
+	if d.QoS == 0 {
+		return s.send(frame, 0, 0)
+	}
 	f := flight{Delivery: d, id: s.nextID()}
 	f.sent = s.send(frame, idAt, f.id)
 	s.flights = append(s.flights, f)
+	s.flightBytes += d.size()
 	s.out++
 	return f.sent
 }
@@ -250,23 +317,26 @@ func (s *Session) encode(d *Delivery, e *Encoder) (frame []byte, idAt int, ok bo
 
 func (s *Session) send(frame []byte, idAt int, id uint16) bool {
 	more, err := s.conn.Send(frame, idAt, id)
-	if !more && !s.blocked {
-		s.blocked, s.since = true, time.Now()
-	}
+	s.block(more)
 	return err == nil
 }
 
-// nextID is a packet identifier that is not in use [MQTT-2.2.1-3]. Identifiers are given in ascending order,
-// around from 65535 to 1, and the flights keep that order: one that is in use can only be met at their front.
+// block notes whether the connection takes more.
+func (s *Session) block(more bool) {
+	if !more && !s.blocked {
+		s.blocked, s.blockedAt = true, time.Now()
+	}
+}
+
+// nextID is a packet identifier that is not in use [MQTT-2.2.1-3].
 func (s *Session) nextID() uint16 {
-	for front := 0; ; {
+	for {
 		if s.lastID++; s.lastID == 0 {
-			s.lastID = 1
+			s.lastID, s.wrapped = 1, true
 		}
-		if front == len(s.flights) || s.flights[front].id != s.lastID {
+		if !s.wrapped || !slices.ContainsFunc(s.flights, func(f flight) bool { return f.id == s.lastID }) {
 			return s.lastID
 		}
-		front++
 	}
 }
 
@@ -304,7 +374,7 @@ func (s *Session) relaunch(e *Encoder) {
 	} else {
 		var ok bool
 		if frame, idAt, ok = s.encode(&f.Delivery, e); !ok {
-			s.flights = slices.Delete(s.flights, s.out, s.out+1)
+			s.land(s.out)
 			return
 		}
 	}
@@ -331,7 +401,10 @@ func (s *Session) Acknowledged(c Conn, kind byte, id uint16, reason byte) {
 	f := &s.flights[i]
 	switch {
 	case kind == typePubrec && reason < reasonFailure: // [MQTT-4.3.3-4]
-		f.released, f.Message = true, nil
+		if !f.released {
+			s.flightBytes -= f.size()
+			f.released, f.Message = true, nil
+		}
 		s.send(pubrel(id), 0, 0)
 		return
 	case kind == typePubrec, // refused: that is the end of it
@@ -340,15 +413,23 @@ func (s *Session) Acknowledged(c Conn, kind byte, id uint16, reason byte) {
 	default:
 		return // of another kind than the message needs
 	}
-	s.flights = slices.Delete(s.flights, i, i+1)
+	s.land(i)
 	s.out--
+	if s.head < len(s.queue) {
+		s.rate.count(time.Now())
+	}
+	s.pump()
+}
+
+// land takes a flight out.
+func (s *Session) land(i int) {
+	if f := &s.flights[i]; f.Message != nil {
+		s.flightBytes -= f.size()
+	}
+	s.flights = slices.Delete(s.flights, i, i+1)
 	if len(s.flights) == 0 && cap(s.flights) > keptFlights {
 		s.flights = nil
 	}
-	if s.head < len(s.queue) {
-		s.since = time.Now()
-	}
-	s.pump()
 }
 
 // keptFlights is the capacity that a session without flights keeps.
@@ -361,32 +442,32 @@ func (s *Session) Drained(c Conn) {
 	if s.conn == nil || s.conn != c {
 		return
 	}
-	s.blocked, s.since = false, time.Now()
+	s.blocked = false
 	s.pump()
 }
 
-// pause is how long a publisher should wait: the longer, the more is queued, and not at all for a
-// client that takes nothing.
+// pause is how long a publisher should wait: the longer, the more is queued, and not at all if that would not help.
 func (s *Session) pause() time.Duration {
 	fill := max(float64(len(s.queue)-s.head)/MaxQueued, float64(s.queuedBytes)/MaxQueuedBytes)
-	if s.conn == nil || fill < pauseFrom || time.Since(s.since) > progress {
+	if s.conn == nil || fill < pauseFrom || !s.rate.well(time.Now()) {
 		return 0
 	}
-	return time.Duration((fill - pauseFrom) / (1 - pauseFrom) * float64(maxPause))
+	return time.Duration(min(1, (fill-pauseFrom)/(1-pauseFrom)) * float64(maxPause))
 }
 
 func (s *Session) push(d Delivery) {
+	if s.head == len(s.queue) {
+		s.rate.start(time.Now())
+	}
 	s.queue = append(s.queue, d)
-	s.queuedBytes += d.size()
-	s.counters.Queued.Add(1)
+	s.account(&d, 1)
 }
 
 func (s *Session) pop() Delivery {
 	d := s.queue[s.head]
 	s.queue[s.head] = Delivery{} // so that the message can go
 	s.head++
-	s.counters.Queued.Add(-1)
-	s.queuedBytes -= d.size()
+	s.account(&d, -1)
 	switch {
 	case s.head == len(s.queue):
 		s.queue, s.head = nil, 0
@@ -394,6 +475,17 @@ func (s *Session) pop() Delivery {
 		s.queue, s.head = slices.Delete(s.queue, 0, s.head), 0
 	}
 	return d
+}
+
+// account keeps the sums over the queue.
+func (s *Session) account(d *Delivery, sign int) {
+	s.counters.Queued.Add(int64(sign))
+	if !d.Stored {
+		s.queuedBytes += sign * d.size()
+	}
+	if d.QoS == 0 {
+		s.fleeting += sign
+	}
 }
 
 func pubrel(id uint16) []byte {

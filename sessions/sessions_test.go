@@ -17,6 +17,7 @@ import (
 type wire struct {
 	sent  []string
 	busy  bool // so much waits that nothing should follow
+	full  bool // so much that frames which may be lost are
 	ended bool
 }
 
@@ -30,6 +31,14 @@ func (w *wire) Send(frame []byte, idAt int, id uint16) (bool, error) {
 	}
 	w.sent = append(w.sent, words(b))
 	return !w.busy, nil
+}
+
+func (w *wire) Offer(frame []byte) (taken, more bool) {
+	if w.full {
+		return false, false
+	}
+	more, err := w.Send(frame, 0, 0)
+	return err == nil, more
 }
 
 // words tells a frame of a topic and payload shorter than 100 bytes.
@@ -73,7 +82,7 @@ func deliver(s *sessions.Session, qos byte, payloads ...string) (pause time.Dura
 	for _, p := range payloads {
 		m := &sessions.Message{Topic: "a", Payload: []byte(p), QoS: qos}
 		e := sessions.NewEncoder(m)
-		_, pause = s.Deliver(sessions.Delivery{Message: m, QoS: qos}, e)
+		pause = s.Deliver(sessions.Delivery{Message: m, QoS: qos}, e).Pause
 		e.Release()
 	}
 	return pause
@@ -196,18 +205,39 @@ func TestNeverSent(t *testing.T) {
 
 func TestIdentifiersInUseAreNotGivenAgain(t *testing.T) {
 	s, w, _ := online(sessions.ConnOptions{})
-	deliver(s, 1, "first") // 1, never acknowledged
-	deliver(s, 1, "second")
-	for id := uint16(3); id != 0; id++ {
+	kept := []uint16{5, 9, 65535} // never acknowledged
+	for id := 1; id <= 65535; id++ {
 		deliver(s, 1, "x")
-		s.Acknowledged(w, puback, id, 0)
+		if !slices.Contains(kept, uint16(id)) {
+			s.Acknowledged(w, puback, uint16(id), 0)
+		}
 	}
 	w.sent = nil
-	deliver(s, 1, "around")
-	w.want(t, "publish 3 around")
-	if _, inflight := s.Waiting(); inflight != 3 {
-		t.Errorf("%d in flight, want 3", inflight)
+	for range 8 {
+		deliver(s, 1, "x")
 	}
+	w.want(t, "publish 1 x", "publish 2 x", "publish 3 x", "publish 4 x", "publish 6 x", "publish 7 x", "publish 8 x", "publish 10 x")
+}
+
+// What is unacknowledged is bounded in bytes as well, but one message is always sent.
+func TestInflightBytes(t *testing.T) {
+	s, w, _ := online(sessions.ConnOptions{})
+	large := strings.Repeat("x", sessions.MaxInflightBytes+1)
+	s2 := &sessions.Message{Topic: "a", Payload: []byte(large), QoS: 2}
+	deliverMessage := func(m *sessions.Message) {
+		e := sessions.NewEncoder(m)
+		s.Deliver(sessions.Delivery{Message: m, QoS: 2}, e)
+		e.Release()
+	}
+	deliverMessage(s2)
+	deliver(s, 1, "waits")
+	if queued, inflight := s.Waiting(); queued != 1 || inflight != 1 || len(w.sent) != 1 {
+		t.Errorf("%d queued, %d in flight, %d sent; want one each", queued, inflight, len(w.sent))
+	}
+	s.Acknowledged(w, pubrec, 1, 0) // its message is needed no longer
+	w.sent = nil
+	s.Acknowledged(w, pubcomp, 1, 0)
+	w.want(t, "publish 2 waits")
 }
 
 func TestBlockedConnection(t *testing.T) {
@@ -240,49 +270,122 @@ func TestBlockedConnectionQoS0(t *testing.T) {
 			t.Errorf("asked to wait %v for a client that takes nothing", p)
 		}
 		w.want(t, "publish a", "publish b")
-		if n := c.Congested.Load(); n != 1 {
-			t.Errorf("%d counted as congested, want 1", n)
+		s.Drained(w)
+		w.full = true
+		deliver(s, 0, "d")
+		w.want(t)
+		if n := c.Congested.Load(); n != 2 {
+			t.Errorf("%d counted as congested, want 2", n)
 		}
 	})
 }
 
 func TestQueueIsBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, w, c := online(sessions.ConnOptions{ReceiveMaximum: 1})
-		deliver(s, 1, "a") // the one that is out
-		time.Sleep(time.Minute)
-		for i := range sessions.MaxQueued {
-			p := deliver(s, 1, fmt.Sprint(i))
-			if p != 0 {
-				t.Fatalf("asked to wait %v for a client that takes nothing", p)
-			}
+	s, w, c := online(sessions.ConnOptions{ReceiveMaximum: 1})
+	deliver(s, 1, "a") // the one that is out
+	for i := range sessions.MaxQueued {
+		deliver(s, 1, fmt.Sprint(i))
+	}
+	m := &sessions.Message{Topic: "a", Payload: []byte("too much"), QoS: 1}
+	for i := range 3 {
+		if r := s.Deliver(sessions.Delivery{Message: m, QoS: 1}, sessions.NewEncoder(m)); r.Sent || r.Full != (i == 0) {
+			t.Errorf("message %d beyond the bound: %+v", i, r)
 		}
-		if p := deliver(s, 1, "too much"); p != 0 {
-			t.Errorf("asked to wait %v for a client that takes nothing", p)
-		}
-		s.Acknowledged(w, puback, 1, 0) // now it takes something
-		if p := deliver(s, 1, "fits again"); p == 0 || p > 10*time.Millisecond {
-			t.Errorf("asked to wait %v for a client that is behind, and takes something", p)
-		}
-		if dropped, queued := c.QueueFull.Load(), c.Queued.Load(); dropped != 1 || queued != sessions.MaxQueued {
-			t.Errorf("%d dropped, %d queued", dropped, queued)
-		}
-		w.sent = nil
-		s.Detach(w)
-		s.Attach(w, sessions.ConnOptions{})
-		var got []string
-		for acked := 0; acked < len(w.sent); acked++ {
-			f := strings.Fields(w.sent[acked])
-			got = append(got, f[len(f)-1])
-			s.Acknowledged(w, puback, uint16(acked+2), 0)
-		}
-		if len(got) != sessions.MaxQueued+1 || got[0] != "0" || got[sessions.MaxQueued-1] != fmt.Sprint(sessions.MaxQueued-1) {
-			t.Errorf("%d messages came, from %q", len(got), got[0])
-		}
-		if queued, inflight := s.Waiting(); queued+inflight != 0 || c.Queued.Load() != 0 {
-			t.Errorf("left: %d queued, %d in flight, %d counted", queued, inflight, c.Queued.Load())
-		}
-	})
+	}
+	if dropped, queued := c.QueueFull.Load(), c.Queued.Load(); dropped != 3 || queued != sessions.MaxQueued {
+		t.Errorf("%d dropped, %d queued", dropped, queued)
+	}
+	s.Acknowledged(w, puback, 1, 0)
+	deliver(s, 1, "fits again")
+	w.sent = nil
+	s.Detach(w)
+	s.Attach(w, sessions.ConnOptions{})
+	var got []string
+	for acked := 0; acked < len(w.sent); acked++ {
+		f := strings.Fields(w.sent[acked])
+		got = append(got, f[len(f)-1])
+		s.Acknowledged(w, puback, uint16(acked+2), 0)
+	}
+	if len(got) != sessions.MaxQueued+1 || got[0] != "0" || got[sessions.MaxQueued-1] != fmt.Sprint(sessions.MaxQueued-1) {
+		t.Errorf("%d messages came, from %q", len(got), got[0])
+	}
+	if queued, inflight := s.Waiting(); queued+inflight != 0 || c.Queued.Load() != 0 {
+		t.Errorf("left: %d queued, %d in flight, %d counted", queued, inflight, c.Queued.Load())
+	}
+}
+
+// Publishers wait for a client that is behind if that helps it, and for no other.
+func TestPause(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		every time.Duration // the client acknowledges a message
+		want  bool          // publishers are asked to wait
+	}{
+		{"a fast client", 200 * time.Microsecond, true},
+		{"a slow client", 100 * time.Millisecond, false},
+		{"a client that takes nothing", time.Hour, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, w, _ := online(sessions.ConnOptions{ReceiveMaximum: 1})
+				for range sessions.MaxQueued / 2 {
+					deliver(s, 1, "x")
+				}
+				id := uint16(0)
+				for begin := time.Now(); time.Since(begin) < 5*time.Second; {
+					time.Sleep(min(c.every, time.Second))
+					if c.every < time.Second {
+						id++
+						s.Acknowledged(w, puback, id, 0)
+						deliver(s, 1, "x") // so that as many wait
+					}
+				}
+				p := deliver(s, 1, "x")
+				if (p > 0) != c.want || p > 10*time.Millisecond {
+					t.Errorf("asked to wait %v", p)
+				}
+			})
+		})
+	}
+}
+
+// Retained messages for a new subscription wait for their client, even at QoS 0, but not for its next connection.
+func TestStored(t *testing.T) {
+	s, w, c := online(sessions.ConnOptions{})
+	stored := func(qos byte, payload string) {
+		m := &sessions.Message{Topic: "a", Payload: []byte(payload), QoS: qos}
+		s.Deliver(sessions.Delivery{Message: m, QoS: qos, Stored: true}, sessions.NewEncoder(m))
+	}
+	w.busy, w.full = true, true
+	stored(1, "one")
+	stored(0, "zero")
+	stored(1, "two")
+	w.want(t, "publish 1 one")
+	w.busy = false
+	s.Drained(w)
+	w.want(t, "publish zero", "publish 2 two")
+
+	w.busy = true
+	stored(1, "three")
+	for range sessions.MaxQueued + 5 { // more than others may
+		stored(0, "zero")
+	}
+	stored(1, "four")
+	if n := c.QueueFull.Load(); n != 0 {
+		t.Errorf("%d dropped", n)
+	}
+	s.Detach(w)
+	again := new(wire)
+	s.Attach(again, sessions.ConnOptions{})
+	again.want(t, "publish dup 1 one", "publish dup 2 two", "publish dup 3 three", "publish 4 four")
+	if n := c.Queued.Load(); n != 0 {
+		t.Errorf("%d counted as queued", n)
+	}
+	s.Detach(again)
+	stored(0, "nobody is there")
+	if queued, _ := s.Waiting(); queued != 0 {
+		t.Error("QoS 0 was kept for the next connection")
+	}
 }
 
 func TestQueueIsBoundedInBytes(t *testing.T) {
@@ -381,3 +484,4 @@ func BenchmarkDeliver(b *testing.B) {
 type sink struct{}
 
 func (sink) Send([]byte, int, uint16) (bool, error) { return true, nil }
+func (sink) Offer([]byte) (bool, bool)              { return true, true }

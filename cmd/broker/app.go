@@ -261,6 +261,7 @@ func (a *app) startServer(cfg config, forwarder *bridge.Bridge, queue *outbox.Ou
 		of = append(of, auth.Listener{Name: l.Name, Address: l.Address})
 	}
 	o.Broker = cfg.Listeners[0].Address
+	o.Version = version()
 	o.Auth = auth.NewPolicy(auth.Options{Anonymous: &cfg.Auth.Anonymous, Listeners: of})
 	if a.server, err = hooks.New(o); err != nil {
 		return err

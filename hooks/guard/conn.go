@@ -27,7 +27,7 @@ var past = time.Unix(1, 0)
 
 // Conn is the connection as the server sees it. Reading refuses frames that are malformed or break the limits.
 // Writing never blocks: what the peer doesn't take waits, within bounds. Closing is bounded in time
-// even if the peer reads nothing. Wait, Read and Join are for one goroutine at a time, all else is safe for concurrent
+// even if the peer reads nothing. Wait, Next, Read and Join are for one goroutine at a time, all else is safe for concurrent
 // use, and each Write reaches the peer in one piece, but for acknowledgements that are held.
 type Conn struct {
 	net.Conn
@@ -39,6 +39,7 @@ type Conn struct {
 
 	owner    any      // see SetOwner
 	receiver Receiver // of the reading goroutine
+	readErr  error    // why nothing more can be read, of the reading goroutine
 
 	closed  atomic.Bool
 	once    sync.Once
@@ -64,6 +65,7 @@ func newConn(raw net.Conn, g *Guard) *Conn {
 		flushed: make(chan struct{}),
 		settled: make(chan struct{}),
 	}
+	c.in.space = c.in.room()
 	c.unsettled.Store(1)
 	c.out.init(raw, g.stallTimeout, g.maxFrame+maxWaiting, c.failed)
 	// Until SetKeepalive, once the CONNECT packet is there whole. An error
@@ -84,7 +86,7 @@ func (c *Conn) ClientID() string {
 
 // Receiver is who the peer's acknowledgements are for.
 type Receiver interface {
-	// Acknowledged is called from Wait for a PUBACK, PUBREC or PUBCOMP: packet type, packet identifier, reason code. It must
+	// Acknowledged is called from Next for a PUBACK, PUBREC or PUBCOMP: packet type, packet identifier, reason code. It must
 	// not block.
 	Acknowledged(kind byte, id uint16, reason byte)
 	// Drained is called, without locks, when more may follow after Send has said no. It must not block.
@@ -97,7 +99,14 @@ func (c *Conn) SetReceiver(r Receiver) {
 	c.receiver = r
 	c.out.mu.Lock()
 	defer c.out.mu.Unlock()
-	c.out.drained = r.Drained
+	c.out.drained = func() {
+		defer func() { // this goroutine is the connection's own: nobody else would
+			if cause := recover(); cause != nil {
+				c.Panicked(cause)
+			}
+		}()
+		r.Drained()
+	}
 }
 
 // SetOwner keeps something of the server's with the connection. It is for the goroutine that reads, as Owner is.
@@ -106,62 +115,66 @@ func (c *Conn) SetOwner(owner any) { c.owner = owner }
 // Owner is what SetOwner was given, nil if nothing.
 func (c *Conn) Owner() any { return c.owner }
 
-// ErrNothingReady is what Read returns when it has given everything that Wait has made ready.
+// ErrNothingReady is what Read returns when it has given everything that Next has made ready.
 var ErrNothingReady = errors.New("no frame is ready")
 
-// Wait reads from the socket until Read has something to give: whole frames that are well formed and keep to the limits.
-// Those that the receiver gets are not among them. At the first frame that doesn't it closes the connection, an MQTT 5 client's
-// with the reason in a DISCONNECT [MQTT-4.13.1-1], and returns a *FrameError. Once the connection is closed from this side it
-// returns net.ErrClosed.
-//
-// It needs little stack, unlike what the server does with a packet: that is why it is not Read that waits.
-func (c *Conn) Wait() error {
-	for c.in.ready == 0 {
-		if err := c.fill(); err != nil {
-			c.in.giveBack()
-			c.in.buf, c.in.start, c.in.end = nil, 0, 0
-			return err
-		}
+// Wait returns when the peer has sent something, or the connection has ended: Next knows. It needs next to no stack, unlike
+// what is done with a packet; a goroutine that does nothing else keeps 2 kB.
+func (c *Conn) Wait() {
+	n, err := c.Conn.Read(c.in.space)
+	c.in.read(n)
+	if n == 0 {
+		c.readErr = err // else it comes again
 	}
-	return nil
 }
 
-// Read gives what Wait has made ready, and doesn't block.
+// Next makes what Wait has read ready for Read, as far as it is frames that are whole, well formed and within the limits. Those
+// that the receiver gets are not among them. If it is not ok nothing is ready, and Wait comes next. At the first frame that
+// is refused it closes the connection, an MQTT 5 client's with the reason in a DISCONNECT [MQTT-4.13.1-1], and returns a *FrameError.
+// Once the connection is closed from this side it returns net.ErrClosed. It blocks while too many acknowledgements are held.
+func (c *Conn) Next() (ok bool, err error) {
+	if c.in.connected && c.client.Load() == nil {
+		return false, c.refuse(&FrameError{Reason: NotAdmitted, Code: codeNotAuthorized})
+	}
+	if room := c.out.full(); room != nil {
+		<-room // closing makes room too
+		c.heard = true
+	}
+	if err := c.in.scan(c.acknowledged); err != nil {
+		return false, c.refuse(err)
+	}
+	switch {
+	case c.in.ready > 0:
+		c.heard = true
+		return true, nil
+	case c.readErr != nil:
+		return false, c.lost(c.readErr)
+	}
+	c.in.space = c.in.room()
+	c.setReadDeadline()
+	return false, nil
+}
+
+// lost is why the connection ended.
+func (c *Conn) lost(err error) error {
+	switch {
+	case c.closed.Load():
+		return net.ErrClosed
+	case !errors.Is(err, os.ErrDeadlineExceeded):
+	case c.in.connected:
+		c.guard.metrics.silent.Inc()
+	default:
+		c.guard.metrics.connectTimeouts.Inc()
+	}
+	return err
+}
+
+// Read gives what Next has made ready, and doesn't block.
 func (c *Conn) Read(p []byte) (int, error) {
 	if c.in.ready == 0 {
 		return 0, ErrNothingReady
 	}
 	return c.in.take(p), nil
-}
-
-// fill makes frames ready, or reads from the socket once.
-func (c *Conn) fill() error {
-	if c.in.connected && c.client.Load() == nil {
-		return c.refuse(&FrameError{Reason: NotAdmitted, Code: codeNotAuthorized})
-	}
-	if room := c.out.full(); room != nil {
-		<-room // a bound on what is held; closing makes room too
-		c.heard = true
-	}
-	if err := c.in.scan(c.acknowledged); err != nil {
-		return c.refuse(err)
-	}
-	if c.in.ready > 0 {
-		c.heard = true
-		return nil
-	}
-	c.setReadDeadline()
-	n, err := c.Conn.Read(c.in.room())
-	c.in.read(n)
-	switch {
-	case n > 0:
-		return nil // the error comes again
-	case err != nil && c.closed.Load():
-		return net.ErrClosed
-	case !c.in.connected && errors.Is(err, os.ErrDeadlineExceeded):
-		c.guard.metrics.connectTimeouts.Inc()
-	}
-	return err
 }
 
 // acknowledged passes on an acknowledgement.
@@ -194,8 +207,11 @@ func (c *Conn) refuse(err *FrameError) error {
 func (c *Conn) Disconnected() (reason byte, ok bool) { return c.in.goodbye, c.in.disconnected }
 
 // Write takes whole frames, and doesn't block. PUBACK and PUBREC frames wait for the commits that were
-// joined before; everything else passes them.
+// joined before; everything else passes them. A DISCONNECT for an MQTT 3.1.1 client is thrown away.
 func (c *Conn) Write(p []byte) (int, error) {
+	if len(p) > 0 && p[0]>>4 == typeDisconnect && c.in.inspector.version < 5 {
+		return len(p), nil // servers send none in MQTT 3.1.1 (3.14)
+	}
 	if err := c.out.write(p); err != nil {
 		return 0, err
 	}
@@ -208,6 +224,9 @@ func (c *Conn) Write(p []byte) (int, error) {
 func (c *Conn) Send(frame []byte, idAt int, id uint16) (more bool, err error) {
 	return c.out.send(frame, idAt, id)
 }
+
+// Offer is Send for a frame that may be lost: it takes it if there is room, and says so.
+func (c *Conn) Offer(frame []byte) (taken, more bool) { return c.out.offer(frame) }
 
 // Join makes the acknowledgements that are written from now on wait for the commit, and for all
 // joined before. If it fails the connection is closed without them. done is called once with how it
@@ -295,6 +314,7 @@ func (c *Conn) finish() {
 	c.settle()
 	_ = c.Close()
 	<-c.flushed
+	c.in.release() // whoever keeps the connection does not keep its buffers
 	_ = c.Conn.SetReadDeadline(time.Now().Add(lingerTime))
 	_, _ = io.CopyN(io.Discard, c.Conn, lingerBytes)
 	_ = c.Conn.Close()

@@ -26,12 +26,14 @@ const (
 	codeMalformed     = 0x81
 	codeProtocolError = 0x82
 	codeNotAuthorized = 0x87
+	codeTopicFilter   = 0x8f
+	codeTopicName     = 0x90
 	codeTopicAlias    = 0x94
 	codeTooLarge      = 0x95
 	codePayloadFormat = 0x99
 )
 
-// A FrameError is what Conn.Read returns when it refuses a frame; the connection is closed then.
+// A FrameError is what Conn.Next returns when it refuses a frame; the connection is closed then.
 type FrameError struct {
 	Reason Reason
 	Code   byte   // reason code of MQTT 5, one for DISCONNECT; a refused CONNECT has one that CONNACK takes too

@@ -225,7 +225,7 @@ func TestKeepaliveDoesNotRunWhileThePeerIsNotRead(t *testing.T) {
 	if _, err := io.ReadFull(blocking{c}, make([]byte, len(pingreq))); err != nil {
 		t.Error(err)
 	}
-	if err := c.Wait(); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if _, err := (blocking{c}).Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("a peer that is silent from then on: %v", err)
 	}
 }
@@ -323,4 +323,50 @@ func TestFramesArriveWholeAndInOrder(t *testing.T) {
 		next[w]++
 	}
 	wg.Wait()
+}
+
+// TestOfferIsNoReasonToEnd: what may be lost is, when much waits, and the connection goes on.
+func TestOfferIsNoReasonToEnd(t *testing.T) {
+	peer, c := admitted(t, guard.Options{MaxPacketSize: 1 << 20})
+	message := append([]byte{0x30, 0x80, 0x80, 0x20}, make([]byte, 512<<10)...)
+	taken, more := 0, true
+	for ok := true; ok; taken++ {
+		if ok, more = c.Offer(message); taken > 1000 {
+			t.Fatal("a peer that reads nothing is offered without end")
+		}
+	}
+	if more {
+		t.Error("more may follow, though something was refused")
+	}
+	drained := make(chan struct{}, 1)
+	c.SetReceiver(receiver{drained: func() { drained <- struct{}{} }})
+	if _, err := io.CopyN(io.Discard, peer, int64(taken-1)*int64(len(message))); err != nil {
+		t.Error(err)
+	}
+	<-drained
+	if ok, more := c.Offer(pingresp); !ok || !more {
+		t.Error("a peer that has read all is refused")
+	}
+	wantBytes(t, peer, pingresp)
+}
+
+type receiver struct{ drained func() }
+
+func (receiver) Acknowledged(byte, uint16, byte) {}
+func (r receiver) Drained()                      { r.drained() }
+
+// Drained is called in a goroutine that nobody else recovers.
+func TestPanicInDrainedEndsItsConnectionAlone(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	peer, c := admitted(t, guard.Options{MaxPacketSize: 1 << 20, Registerer: registry})
+	c.SetReceiver(receiver{drained: func() { panic("out of cheese") }})
+	more := true
+	for more {
+		var err error
+		if more, err = c.Send(append([]byte{0x30, 0x80, 0x80, 0x04}, make([]byte, 64<<10)...), 0, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, _ = io.Copy(io.Discard, peer) // until it is closed
+	metric(t, registry, "throughline_connection_panics_total 1")
 }

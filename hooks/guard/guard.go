@@ -10,7 +10,7 @@
 // written many at a time, and acknowledgements of publishes wait for the commits that their
 // publishes joined (the ack gate, out.go).
 //
-// It knows frame boundaries and packet types, not what is inside a packet: decoding, sessions
+// It knows what a well-formed packet is, and refuses others before the server decodes them. Sessions, topics
 // and authentication are the server's. It doesn't know which server that is either.
 //
 // Not covered: a panic in a goroutine that the server starts by itself ends the process, since
@@ -38,6 +38,10 @@ const (
 	// the server reserves for a header that anyone may send stays small. A client id, a will, a
 	// name and a token of several kilobytes fit easily.
 	MaxConnectSize = 64 << 10
+
+	// MaxTopicLevels bounds the levels of topic names and filters. Some servers' work grows with their square, and with all other
+	// clients waiting.
+	MaxTopicLevels = 128
 
 	// refusedPause is the least time between two lines about refused frames: each names one
 	// client of perhaps many, the metric has them all.
@@ -85,6 +89,7 @@ type Guard struct {
 	mu          sync.Mutex
 	lastPanic   string
 	nextRefused time.Time // when a refused frame is logged again
+	unsaid      int       // how many were not since
 }
 
 // New returns a Guard without listeners; Listener makes them.
@@ -159,14 +164,15 @@ func (g *Guard) refused(c *Conn, e *FrameError) {
 	}
 	now := time.Now()
 	g.mu.Lock()
-	quiet := now.Before(g.nextRefused)
-	if !quiet {
-		g.nextRefused = now.Add(refusedPause)
+	if now.Before(g.nextRefused) {
+		g.unsaid++
+		g.mu.Unlock()
+		return
 	}
+	unsaid := g.unsaid
+	g.nextRefused, g.unsaid = now.Add(refusedPause), 0
 	g.mu.Unlock()
-	if !quiet {
-		g.log.Warn("connection closed for a frame", "client", client, "remote", c.RemoteAddr().String(), "error", e)
-	}
+	g.log.Warn("connection closed for a frame", "client", client, "remote", c.RemoteAddr().String(), "error", e, "others_since", unsaid)
 }
 
 type metrics struct {
@@ -174,6 +180,7 @@ type metrics struct {
 	refused         prometheus.Counter
 	acceptErrors    prometheus.Counter
 	connectTimeouts prometheus.Counter
+	silent          prometheus.Counter
 	panics          prometheus.Counter
 	stalled         prometheus.Counter
 	frames          map[Reason]prometheus.Counter
@@ -197,6 +204,7 @@ func newMetrics(r prometheus.Registerer, g *Guard) metrics {
 		refused:         counter("throughline_connections_refused_total", "Connections closed at once because max_connections was reached."),
 		acceptErrors:    counter("throughline_accept_errors_total", "Errors of accept, such as too many open files."),
 		connectTimeouts: counter("throughline_connect_timeouts_total", "Connections closed because their CONNECT packet did not arrive in time."),
+		silent:          counter("throughline_keepalive_timeouts_total", "Connections closed because the client sent nothing for one and a half times its keepalive."),
 		panics:          counter("throughline_connection_panics_total", "Panics recovered in a connection's goroutine."),
 		stalled:         counter("throughline_connections_stalled_total", "Connections closed because the client did not take what waited for it."),
 		frames:          make(map[Reason]prometheus.Counter, len(reasons)),

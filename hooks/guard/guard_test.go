@@ -32,10 +32,15 @@ var (
 type blocking struct{ *guard.Conn }
 
 func (b blocking) Read(p []byte) (int, error) {
-	if err := b.Wait(); err != nil {
-		return 0, err
+	n, err := b.Conn.Read(p)
+	for ; errors.Is(err, guard.ErrNothingReady); n, err = b.Conn.Read(p) {
+		if ok, err := b.Next(); err != nil {
+			return 0, err
+		} else if !ok {
+			b.Wait()
+		}
 	}
-	return b.Conn.Read(p)
+	return n, err
 }
 
 // serve starts a listener on a free port; it is closed with the test.

@@ -27,6 +27,7 @@ type inbound struct {
 
 	buf   []byte           // small, large, or a frame's own
 	large *[largeRead]byte // borrowed, nil if not
+	space []byte           // of buf: where the next read goes
 	start int              // of what is not handed on yet
 	ready int              // bytes from start that may be handed on
 	end   int              // of what was read
@@ -48,7 +49,7 @@ func (in *inbound) take(p []byte) int {
 // the client is let in. The error is that of the first frame; one that has others before it is found again later.
 func (in *inbound) scan(acknowledged func(kind byte, id uint16, reason byte)) *FrameError {
 	for {
-		frame, err := in.next()
+		frame, header, err := in.next()
 		if err == nil && frame != nil {
 			err = in.inspector.inspect(frame)
 		}
@@ -63,8 +64,8 @@ func (in *inbound) scan(acknowledged func(kind byte, id uint16, reason byte)) *F
 			in.ready += len(frame)
 			if kind == typeDisconnect {
 				in.disconnected = true
-				if len(frame) > 2 {
-					in.goodbye = frame[2]
+				if in.inspector.version == 5 && len(frame) > header {
+					in.goodbye = frame[header]
 				}
 				return nil // nothing comes after it [MQTT-3.14.4-1]
 			}
@@ -76,7 +77,7 @@ func (in *inbound) scan(acknowledged func(kind byte, id uint16, reason byte)) *F
 			return nil
 		default:
 			in.start += len(frame)
-			body := frame[1+lengthSize(len(frame)):]
+			body := frame[header:]
 			var reason byte
 			if len(body) > 2 {
 				reason = body[2]
@@ -86,32 +87,23 @@ func (in *inbound) scan(acknowledged func(kind byte, id uint16, reason byte)) *F
 	}
 }
 
-// lengthSize is how many bytes the remaining length of a frame takes that has so many bytes.
-func lengthSize(frame int) int {
-	for n, most := 1, 1<<7; ; n, most = n+1, most<<7 {
-		if frame-1-n < most {
-			return n
-		}
-	}
-}
-
-// next returns the frame that begins at start+ready; nil if it isn't there whole.
-func (in *inbound) next() ([]byte, *FrameError) {
+// next returns the frame that begins at start+ready, and the size of its fixed header; nil if it isn't there whole.
+func (in *inbound) next() (frame []byte, header int, _ *FrameError) {
 	p := in.buf[in.start+in.ready : in.end]
 	in.want = 0
 	if len(p) == 0 {
-		return nil, nil
+		return nil, 0, nil
 	}
 	kind := p[0] >> 4
 	limit, tooLarge := in.max, TooLarge
 	if !in.connected {
 		if kind != typeConnect {
-			return nil, &FrameError{Reason: NotConnect, Type: kind, Code: codeProtocolError}
+			return nil, 0, &FrameError{Reason: NotConnect, Type: kind, Code: codeProtocolError}
 		}
 		limit, tooLarge = in.maxConnect, ConnectTooLarge
 	}
 	if fromClients&(1<<kind) == 0 {
-		return nil, &FrameError{Reason: PacketType, Type: kind, Code: codeProtocolError}
+		return nil, 0, &FrameError{Reason: PacketType, Type: kind, Code: codeProtocolError}
 	}
 	// The remaining length, a variable byte integer (MQTT 5, 1.5.5).
 	remaining := 0
@@ -120,19 +112,19 @@ func (in *inbound) next() ([]byte, *FrameError) {
 		remaining |= int(b&0x7f) << (7 * (i - 1))
 		in.want = 1 + i + remaining
 		if in.want > limit {
-			return nil, &FrameError{Reason: tooLarge, Type: kind, Size: in.want, Limit: limit, Code: codeTooLarge}
+			return nil, 0, &FrameError{Reason: tooLarge, Type: kind, Size: in.want, Limit: limit, Code: codeTooLarge}
 		}
 		if b&0x80 == 0 {
 			if len(p) < in.want {
-				return nil, nil
+				return nil, 0, nil
 			}
-			return p[:in.want], nil
+			return p[:in.want], 1 + i, nil
 		}
 		if i == 4 {
-			return nil, &FrameError{Reason: MalformedLength, Type: kind, Code: codeMalformed}
+			return nil, 0, &FrameError{Reason: MalformedLength, Type: kind, Code: codeMalformed}
 		}
 	}
-	return nil, nil
+	return nil, 0, nil
 }
 
 // room is where the next bytes are to be read to. There is always some. Nothing may be ready.
@@ -160,6 +152,12 @@ func (in *inbound) use(buf []byte, large *[largeRead]byte) {
 	n := copy(buf, in.buf[in.start:in.end])
 	in.giveBack()
 	in.buf, in.large, in.start, in.end = buf, large, 0, n
+}
+
+// release gives up what was read and not handed on. Nothing can be read any more.
+func (in *inbound) release() {
+	in.giveBack()
+	in.buf, in.space, in.start, in.ready, in.end = nil, nil, 0, 0, 0
 }
 
 func (in *inbound) giveBack() {

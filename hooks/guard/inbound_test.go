@@ -86,6 +86,11 @@ func TestInbound(t *testing.T) {
 				[]byte{0x40, 2, 0, 9}),
 			passed: join(connect4, ping, publishOf(600)), acks: "4:1:0x0 5:2:0x0 7:256:0x0 4:9:0x0 ",
 		},
+		{ // MQTT 3.1.1 has no word against it
+			name:   "padded lengths",
+			in:     join(connect4, []byte{0x40, 0x82, 0x80, 0x80, 0, 3, 7}, []byte{0x50, 0x82, 0, 1, 2}, ping),
+			passed: join(connect4, ping), acks: "4:775:0x0 5:258:0x0 ",
+		},
 	} {
 		for _, step := range []int{1, 3, 500, 1 << 20} {
 			t.Run(fmt.Sprintf("%s, %d at a time", c.name, step), func(t *testing.T) {

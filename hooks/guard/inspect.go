@@ -211,7 +211,7 @@ func (in *inspector) subscribe(r *fields) {
 		r.protocolError("there is no topic filter") // [MQTT-3.8.3-2]
 	}
 	for len(r.rest) > 0 {
-		filter := r.text("topic filter") // [MQTT-3.8.3-1]
+		filter := r.filter() // [MQTT-3.8.3-1]
 		options := r.byte("subscription options")
 		switch {
 		case in.version < 5 && options > 2: // 3.1.1: [MQTT-3-8.3-4]
@@ -238,7 +238,7 @@ func (in *inspector) unsubscribe(r *fields) {
 		r.protocolError("there is no topic filter") // [MQTT-3.10.3-2]
 	}
 	for len(r.rest) > 0 {
-		r.text("topic filter") // [MQTT-3.10.3-1]
+		r.filter() // [MQTT-3.10.3-1]
 	}
 }
 
@@ -427,7 +427,24 @@ func (r *fields) topic(what string) []byte {
 	if bytes.IndexByte(s, '#') >= 0 || bytes.IndexByte(s, '+') >= 0 {
 		r.protocolError("%s has a wildcard", what) // [MQTT-3.3.2-2] [MQTT-4.7.1-1]
 	}
+	r.levels(s, what, codeTopicName)
 	return s
+}
+
+// filter reads a topic filter. Its syntax is the server's to look at: it answers in a SUBACK.
+func (r *fields) filter() []byte {
+	s := r.text("topic filter")
+	r.levels(s, "topic filter", codeTopicFilter)
+	return s
+}
+
+func (r *fields) levels(s []byte, what string, code byte) {
+	if len(s) <= MaxTopicLevels-1 {
+		return // for speed
+	}
+	if n := bytes.Count(s, []byte{'/'}) + 1; n > MaxTopicLevels {
+		r.fail(ProtocolError, code, "%s has %d levels, at most %d are allowed", what, n, MaxTopicLevels)
+	}
 }
 
 func (r *fields) packetIdentifier() {

@@ -113,20 +113,24 @@ func (l *Listener) open(raw net.Conn, establish func(id string, c *Conn) error) 
 }
 
 func (l *Listener) serve(c *Conn, establish func(id string, c *Conn) error) {
-	defer func() {
-		if cause := recover(); cause != nil {
-			l.guard.panicked(c, fmt.Sprint(cause))
-			c.abort()
-		}
-		c.finish()
-		l.mu.Lock()
-		delete(l.conns, c)
-		l.mu.Unlock()
-		l.guard.release()
-	}()
-	err := establish(l.id, c)
-	l.guard.log.Debug("connection ended", "listener", l.id, "client", c.ClientID(),
-		"remote", c.RemoteAddr().String(), "error", err)
+	defer l.ended(c)
+	c.ended(establish(l.id, c))
+}
+
+// ended is to be deferred. It stands apart, as does what it calls, since serve's frame is on the stack for as long as the connection lasts.
+func (l *Listener) ended(c *Conn) {
+	if cause := recover(); cause != nil {
+		c.Panicked(cause)
+	}
+	c.finish()
+	l.mu.Lock()
+	delete(l.conns, c)
+	l.mu.Unlock()
+	l.guard.release()
+}
+
+func (c *Conn) ended(err error) {
+	c.guard.log.Debug("connection ended", "client", c.ClientID(), "remote", c.RemoteAddr().String(), "error", err)
 }
 
 func (l *Listener) isStopped() bool {

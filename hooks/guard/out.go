@@ -23,7 +23,7 @@ const (
 
 	// maxHeld is how many acknowledgements are held for one client before it is read no further.
 	// It lies above the receive maximum of 1024 that the server announces, and above what MQTT
-	// 3.1.1 clients usually have in flight: one whose window is full could not even send its PINGREQ.
+	// 3.1.1 clients usually have in flight: the PINGREQ of one that has more is not read until the disk is back.
 	maxHeld = 2048
 
 	// highWater is how much may wait before the session is told to hold messages back, in bytes: enough for the
@@ -146,6 +146,18 @@ func (o *outbound) send(frame []byte, idAt int, id uint16) (more bool, err error
 	return o.wroteUnlock()
 }
 
+// offer is send for a frame that may be lost. It is, rather than that the peer be cut off for what waits.
+func (o *outbound) offer(frame []byte) (taken, more bool) {
+	o.mu.Lock()
+	if o.ended || len(o.waiting)+o.going > maxWaiting/2 { // with the frame still below the limit
+		o.mu.Unlock()
+		return false, false
+	}
+	o.waiting = append(o.waiting, frame...)
+	more, err := o.wroteUnlock()
+	return err == nil, more
+}
+
 // wroteUnlock ends a write: it releases o.mu.
 func (o *outbound) wroteUnlock() (more bool, err error) {
 	waiting := len(o.waiting) + o.going
@@ -192,10 +204,10 @@ func (o *outbound) run() {
 		o.mu.Lock()
 		if len(o.waiting) == 0 {
 			o.writing = false
-			if cap(o.waiting) > keptBuffer {
+			if cap(o.waiting) > keptBuffer || o.ended {
 				o.waiting = nil
 			}
-			if cap(o.spare) > keptBuffer {
+			if cap(o.spare) > keptBuffer || o.ended {
 				o.spare = nil
 			}
 			last, closed := o.last, o.closed
