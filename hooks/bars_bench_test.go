@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -35,6 +36,49 @@ func once(b *testing.B, fn func()) {
 		}
 	}
 	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkIdleConnections: the resident memory of a process with 10,000 connected clients that do nothing, for each of them, its own
+// included, the first time and the third. Linux alone tells it.
+func BenchmarkIdleConnections(b *testing.B) {
+	const clients = 10_000
+	for _, role := range []string{"ours", "plain"} {
+		b.Run(role, func(b *testing.B) {
+			once(b, func() {
+				c := startChild(b, role)
+				for cycle := 1; cycle <= 3; cycle++ {
+					var peers []*peer
+					for i := range clients {
+						p, _, err := connectPeer(c.address, 4, fmt.Sprint("v", i), true)
+						if err != nil {
+							b.Fatal(err)
+						}
+						peers = append(peers, p)
+					}
+					if cycle != 2 {
+						b.ReportMetric(float64(residentBytes(b, c.cmd.Process.Pid))/clients, fmt.Sprintf("B/conn-%d", cycle))
+					}
+					for _, p := range peers {
+						p.Close()
+					}
+				}
+			})
+		})
+	}
+}
+
+// residentBytes is what /proc tells of a process.
+func residentBytes(b *testing.B, pid int) int {
+	b.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		b.Skip("resident memory is not to be had: ", err)
+	}
+	var size, resident int
+	if _, err := fmt.Sscan(string(text), &size, &resident); err != nil {
+		b.Fatal(err)
+	}
+	return resident * os.Getpagesize()
 }
 
 func benchServer(b *testing.B, appendRecords func([]bridge.Record) (hooks.Commit, error), change ...func(*hooks.Options)) *served {

@@ -268,8 +268,8 @@ func (h *hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, reasonCodes []by
 	}
 }
 
-// OnUnsubscribe marks filters that the client has not subscribed to: mochi would say that it had if anybody has, and count one
-// subscription less.
+// OnUnsubscribe marks filters that the client has not subscribed to, or not any more at that place of the packet: mochi would say that
+// it had if anybody has, and count one subscription less.
 func (h *hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) (out packets.Packet) {
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -277,10 +277,13 @@ func (h *hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) (out packets.Pa
 			out = pk
 		}
 	}()
+	seen := make(map[string]bool)
 	for i, sub := range pk.Filters {
-		if _, ok := cl.State.Subscriptions.Get(sub.Filter); !ok {
+		if _, ok := cl.State.Subscriptions.Get(sub.Filter); !ok || seen[sub.Filter] {
 			pk.Filters[i].Filter = invalid
+			continue
 		}
+		seen[sub.Filter] = true
 	}
 	return pk
 }

@@ -19,6 +19,13 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/listeners"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/throughline-mqtt/throughline/auth"
+	"github.com/throughline-mqtt/throughline/bridge"
+	"github.com/throughline-mqtt/throughline/hooks"
+	"github.com/throughline-mqtt/throughline/rules"
+	"github.com/throughline-mqtt/throughline/tracectx"
+	"github.com/throughline-mqtt/throughline/tracectx/tracectxtest"
 )
 
 // These tests show what plain mochi does. They are the alarm for upgrades: what they state is what
@@ -246,27 +253,58 @@ func TestMain(m *testing.M) {
 	if role == "" {
 		os.Exit(m.Run())
 	}
-	var answer error
-	if role == "wrap" {
-		answer = errWrapsCode
-	}
-	_, l, err := plainMochi(&answering{err: answer})
+	address, err := childServer(role)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	fmt.Println(l.Address())
+	fmt.Println(address)
 	_, _ = io.Copy(io.Discard, os.Stdin) // until the parent goes
 }
 
+func childServer(role string) (address string, err error) {
+	switch role {
+	case "ours":
+		const listener = "127.0.0.1:0"
+		x, err := tracectx.NewExtractor(tracectx.Fields{SW8: "sw8"})
+		if err != nil {
+			return "", err
+		}
+		s, err := hooks.New(hooks.Options{
+			Listeners: []hooks.ListenerOptions{{Name: "tcp", Address: listener}},
+			Auth:      auth.NewPolicy(auth.Options{Listeners: []auth.Listener{{Name: "tcp", Address: listener}}}),
+			Rules:     func() *rules.Set { return nil },
+			Append:    func([]bridge.Record) (hooks.Commit, error) { return done(nil), nil },
+			Extractor: x, Tracer: tracectxtest.NewUnsampledRecorder("broker"),
+		})
+		if err != nil {
+			return "", err
+		}
+		s.Start()
+		return s.Addresses()[0], nil
+	case "wrap":
+		_, l, err := plainMochi(&answering{err: errWrapsCode})
+		if err != nil {
+			return "", err
+		}
+		return l.Address(), nil
+	default:
+		_, l, err := plainMochi(&answering{})
+		if err != nil {
+			return "", err
+		}
+		return l.Address(), nil
+	}
+}
+
 type child struct {
-	t       *testing.T
+	t       testing.TB
 	cmd     *exec.Cmd
 	address string
 	stderr  bytes.Buffer
 }
 
-func startChild(t *testing.T, role string) *child {
+func startChild(t testing.TB, role string) *child {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
