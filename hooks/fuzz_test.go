@@ -776,7 +776,18 @@ func FuzzConnection(f *testing.F) {
 			}
 		}
 		admitted := end == fullClose || accepts(h.frames)
-		if limit := uint64(len(stream)*allocFactor + allocBase); !admitted && cost > limit {
+		limit := uint64(len(stream)*allocFactor + allocBase)
+		for range 5 { // what else the process does is counted with it: the least of some tries is the input's
+			if admitted || cost <= limit {
+				break
+			}
+			z.wantQuiet(t, r.left)
+			z.begin(t)
+			before := allocatedSoFar()
+			z.converse(t, stream, int(chunk), end)
+			cost = min(cost, allocatedSoFar()-before)
+		}
+		if !admitted && cost > limit {
 			t.Fatalf("%d bytes of somebody not authenticated have cost %d, at most %d are allowed", len(stream), cost, limit)
 		}
 		r.early = end == fullClose
