@@ -44,6 +44,7 @@ type connection struct {
 	retained   []retainedFor     // to be sent once its SUBACK is written
 	pause      time.Duration     // how long the publish under way has its client wait
 	published  uint              // how many publishes were taken
+	inherited  int               // messages of QoS 2 that were not released when the client connected
 }
 
 // Acknowledged implements guard.Receiver.
@@ -146,9 +147,9 @@ const (
 // full reports whether the client has as many messages of QoS 2 unreleased as it may, and this one isn't among them. Those of QoS 1
 // are mostly acknowledged before the next is looked at; guard bounds those that aren't.
 func (c *connection) full(id uint16) bool {
-	limit := receiveMaximum
-	if c.client.Properties.ProtocolVersion < 5 {
-		limit = maximumUnreleased
+	limit := maximumUnreleased
+	if c.client.Properties.ProtocolVersion == 5 {
+		limit = min(limit, receiveMaximum+c.inherited) // the number is one of the connection's (MQTT 5, 4.9)
 	}
 	open := c.client.State.Inflight
 	if open.Len() < limit {
@@ -212,6 +213,7 @@ func (c *connection) connect() error {
 	c.conn.SetKeepalive(time.Duration(pk.Connect.Keepalive) * 3 * time.Second / 2)
 	c.will = willOf(&pk)
 	present := s.inherit(cl, pk.Connect.Clean)
+	c.inherited = cl.State.Inflight.Len()
 	s.mochi.Clients.Add(cl) // [MQTT-4.1.0-1]
 	c.counted = true
 	connected := atomic.AddInt64(&s.mochi.Info.ClientsConnected, 1)
@@ -219,14 +221,14 @@ func (c *connection) connect() error {
 		atomic.StoreInt64(&s.mochi.Info.ClientsMaximum, connected)
 	}
 	s.hook.expiries.take(cl.ID)
-	if will := s.hook.wills.take(cl.ID); will != nil && !present {
-		will() // its session has ended; one that is resumed has no will any more [MQTT-3.1.3-9]
-	}
 	c.subscriber = s.hook.subscribers.open(identity(cl), present)
 	if err := s.mochi.SendConnack(cl, packets.CodeSuccess, present, nil); err != nil { // [MQTT-3.2.0-1]
 		return fmt.Errorf("write CONNACK: %w", err)
 	}
 	c.established = true
+	if will := s.hook.wills.take(cl.ID); will != nil && !present {
+		will() // its session has ended; one that is resumed has no will any more [MQTT-3.1.3-9]
+	}
 	c.conn.SetReceiver(c)
 	c.subscriber.session.Attach(c.conn, sessions.ConnOptions{
 		V5:                pk.ProtocolVersion == 5,
@@ -336,7 +338,7 @@ func (c *connection) end() {
 	if c.established && c.will != nil && !c.panicked && !c.left() { // [MQTT-3.1.2-8]
 		h.publishWill(cl, c.will)
 	}
-	c.will = nil // the client may stay for long, and its connection with it
+	c.will, c.aliases, c.existed, c.retained = nil, nil, nil, nil // the client may stay for long, and its connection with it
 	cl.Stop(c.err)
 	if !c.counted {
 		return
@@ -345,11 +347,12 @@ func (c *connection) end() {
 	if !c.subscriber.session.Detach(c.conn) && c.established {
 		return // another connection has the session
 	}
-	switch expiry := sessionExpiry(cl); expiry {
-	case 0:
+	switch expiry := sessionExpiry(cl); {
+	case h.turns.another(cl.ID, c.conn):
+		// Another connection is about to have the session: it did not wait for this end any longer.
+	case expiry == 0:
 		s.forget(cl) // [MQTT-4.1.0-2]
-	case never:
-	default:
+	case expiry != never:
 		h.expiries.after(expiry, cl.ID, func() { s.expire(cl) })
 	}
 }

@@ -92,20 +92,19 @@ func (h *hook) deliver(publisher string, pk *packets.Packet, received time.Time)
 		to(&t.direct[i])
 	}
 	for _, g := range t.shared {
-		to(g.choose())
+		if t := g.choose(func(t *target) bool { return h.may(t, m) }); t != nil {
+			to(t)
+		}
 	}
 	h.sent(sent)
 	return pause
 }
 
 func (h *hook) deliverTo(t *target, m *sessions.Message, e *sessions.Encoder) (sent bool, pause time.Duration) {
-	as := &t.options
-	if t.own != nil && m.Publisher == t.who.ID {
-		as = t.own
-	}
-	if as.none || !h.o.Auth.Allow(t.who, auth.Subscribe, m.Topic) {
+	if !h.may(t, m) {
 		return false, 0
 	}
+	as := t.as(m)
 	r := t.session.Deliver(sessions.Delivery{
 		Message:         m,
 		QoS:             min(m.QoS, as.qos),
@@ -113,9 +112,18 @@ func (h *hook) deliverTo(t *target, m *sessions.Message, e *sessions.Encoder) (s
 		SubscriptionIDs: as.ids,
 	}, e)
 	if r.Full {
-		h.log.Warn("messages to a client are dropped: too many wait for it", "client", t.who.ID, "topic", m.Topic)
+		h.saysFull(t.subscriber, m)
 	}
 	return r.Sent, r.Pause
+}
+
+func (h *hook) saysFull(s *subscriber, m *sessions.Message) {
+	h.log.Warn("messages to a client are dropped: too many wait for it", "client", s.who.ID, "topic", m.Topic)
+}
+
+// may reports whether the message is for the target at all.
+func (h *hook) may(t *target, m *sessions.Message) bool {
+	return !t.as(m).none && h.o.Auth.Allow(t.who, auth.Subscribe, m.Topic)
 }
 
 // sent keeps the counters of mochi's that its $SYS topics show.
@@ -157,7 +165,7 @@ func (h *hook) deliverRetained(c *connection) {
 	for _, r := range due {
 		for _, m := range h.retained.Match(r.filter) {
 			if h.o.Auth.Allow(c.subscriber.who, auth.Subscribe, m.Topic) {
-				h.deliverStored(c.subscriber.session, m.Topic, r)
+				h.deliverStored(c.subscriber, m.Topic, r)
 			}
 		}
 	}
@@ -165,7 +173,7 @@ func (h *hook) deliverRetained(c *connection) {
 
 // deliverStored gives a session the retained message that the topic has now. It is never older than what the session was
 // given of the topic before.
-func (h *hook) deliverStored(s *sessions.Session, topic string, r retainedFor) {
+func (h *hook) deliverStored(s *subscriber, topic string, r retainedFor) {
 	lock := h.topicLock(topic)
 	lock.Lock()
 	defer lock.Unlock()
@@ -178,8 +186,12 @@ func (h *hook) deliverStored(s *sessions.Session, topic string, r retainedFor) {
 	delivery := sessions.Delivery{
 		Message: m, QoS: min(m.QoS, r.qos), Retain: true, SubscriptionIDs: r.ids, Stored: true, // [MQTT-3.3.1-8]
 	}
-	if s.Deliver(delivery, e).Sent {
+	result := s.session.Deliver(delivery, e)
+	if result.Sent {
 		h.sent(1)
+	}
+	if result.Full {
+		h.saysFull(s, m)
 	}
 }
 

@@ -1,7 +1,9 @@
 package hooks_test
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"runtime"
 	"slices"
 	"strings"
@@ -503,6 +505,12 @@ func TestNothingKeepsAPacket(t *testing.T) {
 			Filters: packets.Subscriptions{{Filter: fmt.Sprint("commands/", i)}},
 		})
 		v7.read()
+		for alias := range uint16(10) {
+			v7.send(packets.Packet{
+				FixedHeader: packets.FixedHeader{Type: packets.Publish}, TopicName: fmt.Sprint(i, alias, large),
+				Properties: packets.Properties{TopicAlias: alias + 1, TopicAliasFlag: true},
+			})
+		}
 		v7.disconnect()
 		topic := fmt.Sprint("state/", i, "/x")
 		ops.send(publication(topic, large, retained))
@@ -531,4 +539,93 @@ func TestNothingIsLeftOfClientsThatDidNotStay(t *testing.T) {
 	b.wantMetric("throughline_connections", 0)
 	b.wantMetric("throughline_mqtt_clients", 0)
 	b.wantMetric("throughline_mqtt_sessions", 0)
+}
+
+// TestGoodbyeOfAClientThatReadsNothing: a vehicle that publishes, says DISCONNECT and is gone resets the connection with the first
+// acknowledgement. What it has sent counts, and its will is dropped [MQTT-3.14.4-3].
+func TestGoodbyeOfAClientThatReadsNothing(t *testing.T) {
+	b := start(t)
+	s := b.subject()
+	watcher := b.client(4, "watcher")
+	watcher.subscribe("will", "last")
+	const rounds = 30
+	for i := range rounds {
+		v7 := s.client(t, 4, fmt.Sprint("v", i), func(pk *packets.Packet) {
+			pk.Connect.WillFlag, pk.Connect.WillTopic, pk.Connect.WillPayload = true, "will", []byte("dead")
+		})
+		var all []byte
+		for id := range uint16(40) { // as many as one read takes
+			all = appendPublish(all, 4, "x", 1, false, id+1, []byte("p"))
+		}
+		all = appendPublish(all, 4, "last", 0, false, 0, []byte("x"))
+		v7.bytes(append(all, 0xe0, 0)...)
+		v7.conn.Close()
+	}
+	b.wantMetric("throughline_connections", 1)
+	got := watcher.next()
+	if n := len(got); n != rounds || slices.ContainsFunc(got, func(pk packets.Packet) bool { return pk.TopicName == "will" }) {
+		t.Errorf("%d messages of %d: %s", n, rounds, show(got...))
+	}
+}
+
+// TestUnreleasedOfAnEarlierConnection: the Receive Maximum is one of each connection (MQTT 5, 4.9).
+func TestUnreleasedOfAnEarlierConnection(t *testing.T) {
+	b := start(t)
+	s := b.subject()
+	v7 := s.client(t, 5, "v7", persistent)
+	const announced = 1024
+	for id := uint16(1); id <= announced; id++ {
+		v7.publish("a", 2, id, "x")
+	}
+	v7.publish("a", 2, 1, "x") // sent again: not another one
+	v7.publish("a", 0, 0, "x") // doesn't count
+	for range announced + 1 {
+		if got := show(v7.read()); got != "Pubrec 0x00" {
+			t.Fatalf("got %s", got)
+		}
+	}
+	v7.conn.Close()
+	b.wantMetric("throughline_mqtt_clients", 0)
+	v7 = s.client(t, 5, "v7", persistent)
+	v7.publish("a", 1, 2000, "x")
+	if got := show(v7.next()...); got != "Puback 0x00" {
+		t.Errorf("got %s", got)
+	}
+	for id := uint16(3000); id <= 3000+announced; id++ {
+		v7.publish("a", 2, id, "x")
+	}
+	got := show(v7.read())
+	for got == "Pubrec 0x00" {
+		got = show(v7.read())
+	}
+	if got != "Disconnect 0x93" {
+		t.Errorf("beyond the maximum: got %s", got)
+	}
+}
+
+// TestRepeatedFilter: a filter may stand twice in one packet.
+func TestRepeatedFilter(t *testing.T) {
+	b := start(t, func(o *hooks.Options) { o.MaxSubscriptions = 2 })
+	other := b.client(5, "other")
+	other.subscribe("a/b")
+	other.send(publication("a/b", "x", retained))
+	other.read()
+	v7 := b.client(5, "v7")
+	filter := packets.Subscription{Filter: "a/b", Qos: 1, RetainHandling: 1}
+	v7.send(packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Subscribe, Qos: 1}, PacketID: 1,
+		Filters: packets.Subscriptions{filter, filter, {Filter: "c", Qos: 1}},
+	})
+	suback := v7.read()
+	if got := show(v7.next()...); !slices.Equal(suback.ReasonCodes, []byte{1, 1, 1}) || got != "Publish a/b" {
+		t.Errorf("SUBACK %#x, then %s; want the retained message once", suback.ReasonCodes, got)
+	}
+	b.wantMetric("throughline_mqtt_subscriptions", 3)
+	v7.bytes(appendFrame(nil, packets.Unsubscribe<<4|2, []byte{0, 9, 0}, text("a/b"), text("a/b"), text("nobody"))...)
+	want := []byte{packets.Unsuback << 4, 6, 0, 9, 0, 0x00, 0x11, 0x11}
+	frame := make([]byte, len(want))
+	if _, err := io.ReadFull(v7.r, frame); err != nil || !bytes.Equal(frame, want) {
+		t.Errorf("UNSUBACK % x, %v; want % x", frame, err, want)
+	}
+	b.wantMetric("throughline_mqtt_subscriptions", 2)
 }

@@ -129,7 +129,7 @@ func TestUnwrittenAcknowledgementOfALostPublish(t *testing.T) {
 	}
 }
 
-// TestUndeliverableMessagesHoldNothingUp: mochi leaves a frame in its own buffer while messages are queued.
+// TestUndeliverableMessagesHoldNothingUp: messages beyond a client's Maximum Packet Size leave its other packets alone.
 func TestUndeliverableMessagesHoldNothingUp(t *testing.T) {
 	b := start(t)
 	vehicle := b.dialed(5)

@@ -203,7 +203,7 @@ func (h *hook) OnPublished(cl *mqtt.Client, _ packets.Packet) {
 	if c == nil {
 		return
 	}
-	if c.pause > 0 {
+	if c.pause > 0 && !c.conn.Closed() {
 		time.Sleep(c.pause)
 	}
 	if c.published++; c.published%yieldEvery == 0 {
@@ -220,14 +220,17 @@ func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) (out packets.Pack
 			out = pk // mochi answers this packet: an empty one would get a SUBACK without id and codes
 		}
 	}()
-	existed := make([]bool, len(pk.Filters))
+	existed, seen := make([]bool, len(pk.Filters)), make(map[string]bool)
 	room := h.o.MaxSubscriptions - cl.State.Subscriptions.Len()
 	for i, sub := range pk.Filters {
 		if !validFilter(sub.Filter) {
 			pk.Filters[i].Filter = invalid
 			continue
 		}
-		if _, existed[i] = cl.State.Subscriptions.Get(sub.Filter); existed[i] || h.o.MaxSubscriptions <= 0 {
+		_, existed[i] = cl.State.Subscriptions.Get(sub.Filter)
+		existed[i] = existed[i] || seen[sub.Filter]
+		seen[sub.Filter] = true
+		if existed[i] || h.o.MaxSubscriptions <= 0 {
 			continue
 		}
 		if room--; room < 0 {

@@ -14,8 +14,11 @@ import (
 	"github.com/throughline-mqtt/throughline/sessions"
 )
 
+// maxCachedTopic is how long a topic name may be that is remembered, in bytes.
+const maxCachedTopic = 256
+
 // maxCached bounds the topic names whose subscribers are remembered, and the subscribers of all of them, each counted once a
-// topic, at about a hundred bytes each.
+// topic, at some hundred bytes each.
 const maxCached = 128 << 10
 
 // subscriber is a client's session with what decides about a message to it.
@@ -77,6 +80,14 @@ type target struct {
 	*subscriber
 	options
 	own *options // for what it has published itself, if that is another matter
+}
+
+// as are the options that count for the message.
+func (t *target) as(m *sessions.Message) *options {
+	if t.own != nil && m.Publisher == t.who.ID {
+		return t.own
+	}
+	return &t.options
 }
 
 // options are those of a client's subscriptions that match a topic name, taken together.
@@ -170,6 +181,9 @@ func (s *subscribers) of(topic string) *targets {
 	}
 	t = s.look(topic)
 	t.version = version
+	if len(topic) > maxCachedTopic {
+		return t
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cached += t.size() - s.topic[topic].size()
@@ -250,18 +264,23 @@ func matches(filter, topic string) bool {
 	}
 }
 
-// choose is the member that gets the next message: they take turns, and the sessions of those who are offline
-// don't get what somebody could have now (MQTT 5, 4.8.2).
-func (g *group) choose() *target {
+// choose is the member that gets the next message, of those that may: they take turns, and the sessions of those who are
+// offline don't get what somebody could have now (MQTT 5, 4.8.2). It is nil if there is none.
+func (g *group) choose(may func(*target) bool) *target {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	chosen := g.next
+	var offline *target
 	for i := range g.members {
-		if at := (g.next + i) % len(g.members); g.members[at].session.Online() {
-			chosen = at
-			break
+		at := (g.next + i) % len(g.members)
+		switch m := &g.members[at]; {
+		case !may(m):
+		case m.session.Online():
+			g.next = (at + 1) % len(g.members)
+			return m
+		case offline == nil:
+			offline = m
 		}
 	}
-	g.next = (chosen + 1) % len(g.members)
-	return &g.members[chosen]
+	g.next = (g.next + 1) % len(g.members)
+	return offline
 }

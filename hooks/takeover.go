@@ -60,6 +60,13 @@ func (t *turns) tryBegin(id string, c *guard.Conn) bool {
 	return true
 }
 
+// another reports whether it is the turn of another connection than c.
+func (t *turns) another(id string, c *guard.Conn) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.taken[id] != nil && t.taken[id] != c
+}
+
 // end ends the turn of c, if it has it.
 func (t *turns) end(id string, c *guard.Conn) {
 	t.mu.Lock()

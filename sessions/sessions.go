@@ -28,7 +28,7 @@ const (
 	MaxQueued = 10_000
 	// MaxQueuedBytes is to MaxQueued what MaxInflightBytes is to MaxInflight.
 	MaxQueuedBytes = 64 << 20
-	// MaxQueuedRetained bounds what waits when retained messages are added. Their memory is not the session's.
+	// MaxQueuedRetained bounds the retained messages that wait beside those. Their memory is not the session's.
 	MaxQueuedRetained = 100_000
 
 	// Publishers are asked to wait for a client that is behind, beginning at pauseFrom of what may be queued, if it takes
@@ -129,7 +129,8 @@ type Session struct {
 
 	queue       []Delivery // what waits for a place among the flights: queue[head:]
 	head        int
-	queuedBytes int  // without stored ones
+	stored      int  // how many in the queue are stored ones
+	queuedBytes int  // without those
 	fleeting    int  // how many in the queue are of QoS 0
 	full        bool // the last message was dropped for want of room
 
@@ -190,10 +191,13 @@ func (s *Session) Detach(c Conn) bool {
 	}
 	s.conn, s.out, s.blocked = nil, 0, false
 	if s.fleeting > 0 {
-		s.queue = slices.DeleteFunc(s.queue[s.head:], func(d Delivery) bool { return d.QoS == 0 })
+		s.queue = slices.DeleteFunc(s.queue[s.head:], func(d Delivery) bool {
+			if d.QoS == 0 {
+				s.account(&d, -1)
+			}
+			return d.QoS == 0
+		})
 		s.head = 0
-		s.counters.Queued.Add(int64(-s.fleeting))
-		s.fleeting = 0
 	}
 	return true
 }
@@ -205,7 +209,7 @@ func (s *Session) End() {
 	s.ended, s.conn = true, nil
 	s.counters.Queued.Add(int64(s.head - len(s.queue)))
 	s.flights, s.out, s.flightBytes = nil, 0, 0
-	s.queue, s.head, s.queuedBytes, s.fleeting = nil, 0, 0, 0
+	s.queue, s.head, s.stored, s.queuedBytes, s.fleeting = nil, 0, 0, 0, 0
 }
 
 // Online reports whether the session has a connection.
@@ -213,13 +217,6 @@ func (s *Session) Online() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.conn != nil
-}
-
-// Waiting is how many messages have no packet identifier yet, and how many wait for an acknowledgement.
-func (s *Session) Waiting() (queued, inflight int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.queue) - s.head, len(s.flights)
 }
 
 // Result is what became of a delivery.
@@ -238,14 +235,14 @@ func (s *Session) Deliver(d Delivery, e *Encoder) Result {
 	switch {
 	case s.ended, s.conn == nil && d.QoS == 0:
 		return Result{}
-	case d.QoS == 0 && !d.Stored:
+	case d.QoS == 0 && !d.Stored && s.stored == 0: // else it waits its turn: one of those may be of the same topic
 		return s.deliverOnce(d, e)
 	case s.head == len(s.queue) && s.ready():
 		return Result{Sent: s.launch(d, e)}
 	}
-	full := len(s.queue)-s.head >= MaxQueued || s.queuedBytes+d.size() > MaxQueuedBytes
+	full := s.live() >= MaxQueued || s.queuedBytes+d.size() > MaxQueuedBytes
 	if d.Stored {
-		full = len(s.queue)-s.head >= MaxQueuedRetained
+		full = s.stored >= MaxQueuedRetained
 	}
 	r := Result{Full: full && !s.full, Pause: s.pause()}
 	s.full = full
@@ -257,6 +254,9 @@ func (s *Session) Deliver(d Delivery, e *Encoder) Result {
 	return r
 }
 
+// live is how many wait beside the stored ones.
+func (s *Session) live() int { return len(s.queue) - s.head - s.stored }
+
 // deliverOnce sends a message of QoS 0.
 func (s *Session) deliverOnce(d Delivery, e *Encoder) (r Result) {
 	if s.blocked {
@@ -265,6 +265,9 @@ func (s *Session) deliverOnce(d Delivery, e *Encoder) (r Result) {
 			return r
 		}
 		r.Pause = maxPause / 2 // and it goes out, if there is room
+	}
+	if s.expired(&d, e) {
+		return r
 	}
 	frame, _, ok := s.encode(&d, e)
 	if !ok {
@@ -286,6 +289,9 @@ func (s *Session) ready() bool {
 
 // launch sends the delivery, with a packet identifier unless it is of QoS 0.
 func (s *Session) launch(d Delivery, e *Encoder) bool {
+	if s.expired(&d, e) {
+		return false
+	}
 	frame, idAt, ok := s.encode(&d, e)
 	if !ok {
 		return false
@@ -301,12 +307,17 @@ func (s *Session) launch(d Delivery, e *Encoder) bool {
 	return f.sent
 }
 
-// encode returns the frame for the client. If it is not ok the client is not to get the message, which is counted.
-func (s *Session) encode(d *Delivery, e *Encoder) (frame []byte, idAt int, ok bool) {
-	if d.Message.Expired(e.now()) {
-		s.counters.Expired.Add(1)
-		return nil, 0, false
+// expired reports whether the client is not to get the message any more, and counts it.
+func (s *Session) expired(d *Delivery, e *Encoder) bool {
+	if !d.Message.Expired(e.now()) {
+		return false
 	}
+	s.counters.Expired.Add(1)
+	return true
+}
+
+// encode returns the frame for the client. If it is not ok it is too large for the client, which is counted.
+func (s *Session) encode(d *Delivery, e *Encoder) (frame []byte, idAt int, ok bool) {
 	frame, idAt = e.frame(d, s.v5)
 	if s.largest > 0 && len(frame) > s.largest {
 		s.counters.TooLarge.Add(1)
@@ -366,17 +377,17 @@ func (s *Session) relaunch(e *Encoder) {
 		return
 	}
 	e.Reset(f.Message)
-	var frame []byte
-	var idAt int
-	if f.sent { // its delivery has begun, and is completed however long that takes
-		frame, idAt = e.frame(&f.Delivery, s.v5)
+	if !f.sent && s.expired(&f.Delivery, e) { // one that was sent is completed, however long that takes
+		s.land(s.out)
+		return
+	}
+	frame, idAt, ok := s.encode(&f.Delivery, e)
+	if !ok {
+		s.land(s.out)
+		return
+	}
+	if f.sent {
 		frame[0] |= dupFlag // [MQTT-3.3.1-1]
-	} else {
-		var ok bool
-		if frame, idAt, ok = s.encode(&f.Delivery, e); !ok {
-			s.land(s.out)
-			return
-		}
 	}
 	s.out++
 	f.sent = s.send(frame, idAt, f.id) || f.sent
@@ -448,7 +459,7 @@ func (s *Session) Drained(c Conn) {
 
 // pause is how long a publisher should wait: the longer, the more is queued, and not at all if that would not help.
 func (s *Session) pause() time.Duration {
-	fill := max(float64(len(s.queue)-s.head)/MaxQueued, float64(s.queuedBytes)/MaxQueuedBytes)
+	fill := max(float64(s.live())/MaxQueued, float64(s.queuedBytes)/MaxQueuedBytes)
 	if s.conn == nil || fill < pauseFrom || !s.rate.well(time.Now()) {
 		return 0
 	}
@@ -480,7 +491,9 @@ func (s *Session) pop() Delivery {
 // account keeps the sums over the queue.
 func (s *Session) account(d *Delivery, sign int) {
 	s.counters.Queued.Add(int64(sign))
-	if !d.Stored {
+	if d.Stored {
+		s.stored += sign
+	} else {
 		s.queuedBytes += sign * d.size()
 	}
 	if d.QoS == 0 {

@@ -456,6 +456,46 @@ func TestAckOfAReplacedConnectionChangesNothing(t *testing.T) {
 	}
 }
 
+// Retained messages that wait take no room from others, and none overtakes them: it may be of the same topic.
+func TestLiveBesideStored(t *testing.T) {
+	s, w, c := online(sessions.ConnOptions{ReceiveMaximum: 1})
+	deliver(s, 1, "out")
+	m := &sessions.Message{Topic: "a", Payload: []byte("stored"), QoS: 1}
+	for range sessions.MaxQueued + 5 {
+		s.Deliver(sessions.Delivery{Message: m, QoS: 1, Stored: true}, sessions.NewEncoder(m))
+	}
+	deliver(s, 0, "zero")
+	deliver(s, 1, "one")
+	if n := c.Dropped(); n != 0 {
+		t.Errorf("%d dropped", n)
+	}
+	w.sent = nil
+	for id := range uint16(sessions.MaxQueued + 6) {
+		s.Acknowledged(w, puback, id+1, 0)
+	}
+	want := []string{"publish zero", fmt.Sprintf("publish %d one", sessions.MaxQueued+7)}
+	if got := w.sent[len(w.sent)-2:]; !slices.Equal(got, want) {
+		t.Errorf("the last to come are %q, want %q", got, want)
+	}
+	deliver(s, 0, "at once")
+	if got := w.sent[len(w.sent)-1]; got != "publish at once" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// [MQTT-3.1.2-24] holds for what is sent again, too: the client would be sent it first on every connection.
+func TestMaximumPacketSizeOfTheNextConnection(t *testing.T) {
+	s, w, c := online(sessions.ConnOptions{})
+	deliver(s, 1, "this is too large", "fits")
+	s.Detach(w)
+	again := new(wire)
+	s.Attach(again, sessions.ConnOptions{MaximumPacketSize: 12})
+	again.want(t, "publish dup 2 fits")
+	if n := c.TooLarge.Load(); n != 1 {
+		t.Errorf("%d counted as too large", n)
+	}
+}
+
 func BenchmarkDeliver(b *testing.B) {
 	for _, subscribers := range []int{1, 50} {
 		b.Run(fmt.Sprintf("%d subscribers", subscribers), func(b *testing.B) {

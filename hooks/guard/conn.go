@@ -131,8 +131,11 @@ func (c *Conn) Wait() {
 // Next makes what Wait has read ready for Read, as far as it is frames that are whole, well formed and within the limits. Those
 // that the receiver gets are not among them. If it is not ok nothing is ready, and Wait comes next. At the first frame that
 // is refused it closes the connection, an MQTT 5 client's with the reason in a DISCONNECT [MQTT-4.13.1-1], and returns a *FrameError.
-// Once the connection is closed from this side it returns net.ErrClosed. It blocks while too many acknowledgements are held.
+// Once the connection is closed from this side it returns net.ErrClosed, whatever has been read. It blocks while too many acknowledgements are held.
 func (c *Conn) Next() (ok bool, err error) {
+	if c.Ended() {
+		return false, net.ErrClosed
+	}
 	if c.in.connected && c.client.Load() == nil {
 		return false, c.refuse(&FrameError{Reason: NotAdmitted, Code: codeNotAuthorized})
 	}
@@ -153,6 +156,19 @@ func (c *Conn) Next() (ok bool, err error) {
 	c.in.space = c.in.room()
 	c.setReadDeadline()
 	return false, nil
+}
+
+// Closed reports whether the connection was closed from this side, or its peer is gone.
+func (c *Conn) Closed() bool { return c.closed.Load() }
+
+// Ended reports whether the connection was closed from this side, for another reason than that the peer was gone.
+func (c *Conn) Ended() bool {
+	if !c.closed.Load() {
+		return false
+	}
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	return !c.out.lost
 }
 
 // lost is why the connection ended.
@@ -305,8 +321,8 @@ func (c *Conn) end(frame []byte, by time.Time) {
 // abort closes the socket at once, without last words.
 func (c *Conn) abort() {
 	c.closed.Store(true)
+	_ = c.Close()      // first: the writer must not take what comes now for the peer's doing
 	_ = c.Conn.Close() // whatever it answers, the connection is of no use any more
-	_ = c.Close()
 }
 
 // finish ends a connection that the server has let go of.

@@ -26,7 +26,8 @@ const (
 
 // Inspect returns nil if a client that speaks the protocol level version, 3 to 5, may send the
 // frame, and else a *FrameError. It wants the frame whole, its fixed header included. For
-// version 0 that is a CONNECT packet, whatever its own level. Topic aliases pass up to the largest.
+// version 0 that is a CONNECT packet, whatever its own level. Topic aliases pass up to the largest. Connections have inspectors of their
+// own: this one is for tests of what a decoder makes of what they let through.
 func Inspect(version byte, frame []byte) error {
 	in := inspector{version: version, aliasMax: math.MaxUint16}
 	if err := in.inspect(frame); err != nil {

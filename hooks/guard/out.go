@@ -82,6 +82,7 @@ type outbound struct {
 	going   int    // bytes that are being written, from the other buffer
 	writing bool   // the goroutine lives
 	ended   bool   // takes no more frames
+	lost    bool   // since the peer is gone: what is written goes nowhere
 	last    bool   // when all is written, the write side is closed
 	closed  func() // called then
 
@@ -109,11 +110,16 @@ func (o *outbound) init(conn net.Conn, stall time.Duration, limit int, failed fu
 	o.conn, o.stall, o.limit, o.failed = conn, stall, limit, failed
 }
 
-// write takes whole frames. It doesn't block.
+// write takes whole frames. It doesn't block. For a peer that is gone that is all it does: what was read from it, perhaps a
+// DISCONNECT, is still to be acted on.
 func (o *outbound) write(p []byte) error {
 	o.mu.Lock()
 	if o.ended {
+		lost := o.lost
 		o.mu.Unlock()
+		if lost {
+			return nil
+		}
 		return net.ErrClosed
 	}
 	for rest := p; len(rest) > 0; {
@@ -226,6 +232,8 @@ func (o *outbound) run() {
 		o.mu.Lock()
 		o.spare, o.going = frames[:0], 0
 		if err != nil {
+			var stalled *StallError
+			o.lost = o.lost || !o.ended && !errors.As(err, &stalled)
 			o.ended, o.writing, o.waiting, o.spare = true, false, nil, nil
 			last, closed := o.last, o.closed
 			o.mu.Unlock()
