@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -244,7 +245,7 @@ func TestOutbox(t *testing.T) {
 		t.Errorf("a record that isn't there: %d", code)
 	}
 	list("/api/v1/outbox?rule=r&destination=d&state=dead&older_than=1h")
-	if want := (bridge.Filter{Rule: "r", Destination: "d", Which: bridge.DeadOnly, OlderThan: time.Hour, Limit: 101}); f.asked != want {
+	if want := (bridge.Filter{Rule: "r", Destination: "d", Which: bridge.DeadOnly, OlderThan: time.Hour, Limit: 101}); !reflect.DeepEqual(f.asked, want) {
 		t.Errorf("filter %+v, want %+v", f.asked, want)
 	}
 	if code, body := ask(t, "GET", s.URL+"/api/v1/outbox/stats", nil); code != 200 || !strings.Contains(body, `"destinations":{"center":{"records":2`) {

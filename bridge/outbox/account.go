@@ -13,9 +13,12 @@ type account struct {
 	dead    int
 	// deadBytes count against the cap of the whole, not against a destination's: that bounds an outage.
 	deadBytes int64
-	refused   bool  // since there was space last
-	wanted    int64 // by the append that is just being looked at
-	order     order // queued records; not kept for the whole
+	// Since the outbox was opened; not kept for the whole.
+	purged, purgedDead, redriven uint64
+
+	refused bool  // since there was space last
+	wanted  int64 // by the append that is just being looked at
+	order   order // queued records; not kept for the whole
 }
 
 func (a *account) used() int64 { return a.bytes + a.deadBytes }

@@ -3,6 +3,7 @@ package outbox
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -26,6 +27,7 @@ const (
 type Filter struct {
 	Which       Which
 	ID          string
+	IDs         []string // any of these
 	Rule        string
 	Destination string
 	OlderThan   time.Duration // since it was published
@@ -36,8 +38,45 @@ type Filter struct {
 type Entry struct {
 	DeadLetter // of a queued record only the Record is set
 	Dead       bool
-	// Err says that the record is damaged; only Seq and Dead are set then.
+	// Err says that the record is damaged; only Seq, Dead and Destination are set then.
 	Err error
+}
+
+// A Cursor is how far a walk over the entries has come. It outlasts a restart.
+type Cursor struct {
+	Dead        bool      // it is among the dead letters, and through with what is queued
+	From, Until uint64    // the Seqs that are left, there
+	At          time.Time // the time that ages are counted to
+}
+
+// Begin returns the cursor of a walk over what is stored now: what is appended or redriven from now on is not met.
+func (o *Outbox) Begin() Cursor {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return Cursor{Until: o.seq, At: o.o.Now()}
+}
+
+// Select reads some of what f selects from c on, n entries at the most and without their bodies, in the order of List, and
+// says where to go on; more is false at the end. There may be more although nothing was found: what one call reads is
+// bounded. f.Limit doesn't count. An error means that the store can't be read.
+func (o *Outbox) Select(f Filter, c Cursor, n int) (found []Entry, next Cursor, more bool, err error) {
+	if f.Which == DeadOnly && !c.Dead {
+		c.Dead, c.From = true, 0
+	}
+	found, from, err := o.readEntries(page{filter: &f, dead: c.Dead, from: c.From, until: c.Until, now: c.At, most: n, bodiless: true})
+	if err != nil {
+		return nil, c, false, fmt.Errorf("read outbox in %s: %w", o.st.Path(), err)
+	}
+	next = c
+	switch {
+	case from > 0:
+		next.From = from
+	case c.Dead || f.Which == QueuedOnly:
+		return found, next, false, nil
+	default:
+		next.Dead, next.From = true, 0
+	}
+	return found, next, true, nil
 }
 
 // List calls fn with the queued records that f selects, and then with the dead letters, each in the order of Seq, until fn
@@ -51,7 +90,7 @@ func (o *Outbox) List(f Filter, fn func(Entry) bool) error {
 			continue
 		}
 		for from, more := uint64(0), true; more; {
-			entries, next, err := o.readEntries(&f, dead, from, now)
+			entries, next, err := o.readEntries(page{filter: &f, dead: dead, from: from, until: math.MaxUint64, now: now, most: pageRecords})
 			if err != nil {
 				return fmt.Errorf("list outbox in %s: %w", o.st.Path(), err)
 			}
@@ -69,39 +108,46 @@ func (o *Outbox) List(f Filter, fn func(Entry) bool) error {
 	return nil
 }
 
-// readEntries reads some of what f selects, from a Seq on, and says where to go on; 0: that was all.
-func (o *Outbox) readEntries(f *Filter, dead bool, from uint64, now time.Time) (entries []Entry, next uint64, err error) {
+// page says what readEntries reads.
+type page struct {
+	filter      *Filter
+	dead        bool
+	from, until uint64 // Seqs
+	now         time.Time
+	most        int // entries
+	bodiless    bool
+}
+
+// readEntries reads some of what p asks for, and says where to go on; 0: that was all.
+func (o *Outbox) readEntries(p page) (entries []Entry, next uint64, err error) {
 	bucket, size, read := recordsBucket, 0, 0
-	if dead {
+	if p.dead {
 		bucket = deadBucket
 	}
 	err = o.st.View(func(v *store.View) error {
-		return each(v, bucket, from, func(seq uint64, value []byte) error {
-			if read == pageRecords || size > pageBytes {
+		return each(v, bucket, p.from, func(seq uint64, value []byte) error {
+			switch {
+			case seq > p.until:
+				return errStop
+			case read == pageRecords || size > pageBytes || len(entries) == p.most:
 				next = seq
 				return errStop
 			}
 			read++
-			e := Entry{Dead: dead}
-			var err error
-			if dead {
-				e.DeadLetter, err = decodeDead(value)
-			} else {
-				e.Record, err = decodeRecord(value)
-			}
-			if err != nil {
-				e = Entry{Dead: dead, Err: err}
-			}
-			if !f.selects(&e, now) {
+			e := decodeEntry(value, p.dead)
+			if !p.filter.selects(&e, p.now) {
 				return nil
 			}
 			e.Seq = seq
-			e.Body = bytes.Clone(e.Body)
 			size += len(value)
-			if state := v.Get(stateBucket, key(seq)); state != nil && !dead {
+			if p.bodiless {
+				e.Body = nil
+			}
+			e.Body = bytes.Clone(e.Body)
+			if state := v.Get(stateBucket, key(seq)); state != nil && !p.dead && e.Err == nil {
 				s, err := decodeState(state)
 				if err != nil {
-					e = Entry{DeadLetter: DeadLetter{Record: Record{Seq: seq}}, Err: err}
+					e = Entry{DeadLetter: DeadLetter{Record: Record{Seq: seq, Destination: e.Destination}}, Err: err}
 				}
 				e.Attempts, e.Next, e.LastError = s.attempts, s.next, s.lastError
 			}
@@ -112,15 +158,36 @@ func (o *Outbox) readEntries(f *Filter, dead bool, from uint64, now time.Time) (
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.DeleteFunc(entries, func(e Entry) bool {
-		return dead && o.dead[e.Seq] || !dead && !o.queued(e.Seq)
+		return p.dead && o.dead[e.Seq] || !p.dead && !o.queued(e.Seq)
 	}), next, err
+}
+
+// decodeEntry decodes all but the delivery state. The slices of the entry are parts of value.
+func decodeEntry(value []byte, dead bool) Entry {
+	e := Entry{Dead: dead}
+	if dead {
+		e.DeadLetter, e.Err = decodeDead(value)
+	} else {
+		e.Record, e.Err = decodeRecord(value)
+	}
+	if e.Err == nil {
+		return e
+	}
+	e.DeadLetter = DeadLetter{}
+	if dead {
+		e.Destination, _ = deadDestination(value) // "" if it can't be told
+	} else if h, err := decodeRefHeader(value); err == nil {
+		e.Destination = string(h.destination)
+	}
+	return e
 }
 
 func (f *Filter) selects(e *Entry, now time.Time) bool {
 	if e.Err != nil {
-		return f.ID == "" && f.Rule == "" && f.Destination == "" && f.OlderThan == 0
+		return f.ID == "" && f.IDs == nil && f.Rule == "" && f.Destination == "" && f.OlderThan == 0
 	}
 	return (f.ID == "" || f.ID == e.ID) &&
+		(f.IDs == nil || slices.Contains(f.IDs, e.ID)) &&
 		(f.Rule == "" || f.Rule == e.Rule) &&
 		(f.Destination == "" || f.Destination == e.Destination) &&
 		(f.OlderThan == 0 || now.Sub(e.Published) > f.OlderThan)
@@ -149,15 +216,17 @@ func (o *Outbox) Requeue(seq uint64) (*Commit, error) {
 	return c, err
 }
 
-// Purge deletes a queued record or a dead letter. It is as lazy as Remove. The commit's error is ErrNotFound if there is
-// neither.
-func (o *Outbox) Purge(seq uint64) *Commit {
-	o.mu.Lock()
-	if o.queued(seq) {
+// Purge deletes a queued record, or a dead letter if dead is set, for good. Unlike Remove it does not wait for a flush that
+// is needed anyway. The commit's error is ErrNotFound if there is no such record, or no such dead letter.
+func (o *Outbox) Purge(seq uint64, dead bool) *Commit {
+	if !dead {
+		o.mu.Lock()
 		defer o.mu.Unlock()
-		return o.leave(seq, nil)
+		if !o.queued(seq) {
+			return store.Completed(ErrNotFound)
+		}
+		return o.leave(seq, leaving{purged: true})
 	}
-	o.mu.Unlock()
 	value, err := o.claimDead(seq)
 	if err != nil {
 		return store.Completed(err)
@@ -168,12 +237,14 @@ func (o *Outbox) Purge(seq uint64) *Commit {
 		return store.Completed(fmt.Errorf("purge dead letter %d of %s: %w", seq, o.st.Path(), err))
 	}
 	return o.st.Do(store.Request{
-		Ops:  []store.Op{{Bucket: deadBucket, Key: key(seq)}},
-		Lazy: true,
+		Ops: []store.Op{{Bucket: deadBucket, Key: key(seq)}},
 		Applied: func(err error) {
 			o.mu.Lock()
 			defer o.mu.Unlock()
 			o.exhumed(err, seq, name, recordSize(value))
+			if err == nil {
+				o.names[name].purgedDead++
+			}
 			o.noticeSpace()
 		},
 	})

@@ -501,6 +501,9 @@ func (o *Outbox) appended(err error, refs []Ref, values [][]byte, accounts []*ac
 	}
 	if from != nil {
 		o.exhumed(err, from.seq, accounts[0].name, from.size)
+		if err == nil {
+			accounts[0].redriven++
+		}
 	}
 	o.noticeSpace()
 	var announce func([]Ref)
@@ -670,11 +673,17 @@ func (o *Outbox) Remove(seq uint64) *Commit {
 	if !o.queued(seq) {
 		return store.Completed(ErrNotFound)
 	}
-	return o.leave(seq, nil)
+	return o.leave(seq, leaving{})
 }
 
-// leave takes a record out of the queue, to the dead letters if dead isn't nil.
-func (o *Outbox) leave(seq uint64, dead []byte) *Commit {
+// leaving is how a record leaves the queue.
+type leaving struct {
+	dead   []byte // the dead letter that it becomes; nil: none
+	purged bool   // somebody asked for it, and waits
+}
+
+// leave takes a record out of the queue.
+func (o *Outbox) leave(seq uint64, l leaving) *Commit {
 	it := o.items[seq]
 	it.leaving = true
 	o.items[seq] = it
@@ -683,13 +692,13 @@ func (o *Outbox) leave(seq uint64, dead []byte) *Commit {
 	if it.tried {
 		ops = append(ops, store.Op{Bucket: stateBucket, Key: ops[0].Key})
 	}
-	if dead != nil {
-		ops = append(ops, store.Op{Bucket: deadBucket, Key: ops[0].Key, Value: dead})
+	if l.dead != nil {
+		ops = append(ops, store.Op{Bucket: deadBucket, Key: ops[0].Key, Value: l.dead})
 	}
-	return o.st.Do(store.Request{Ops: ops, Lazy: true, Applied: func(err error) { o.left(err, seq, dead) }})
+	return o.st.Do(store.Request{Ops: ops, Lazy: !l.purged, Applied: func(err error) { o.left(err, seq, l) }})
 }
 
-func (o *Outbox) left(err error, seq uint64, dead []byte) {
+func (o *Outbox) left(err error, seq uint64, l leaving) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	it := o.items[seq]
@@ -704,9 +713,12 @@ func (o *Outbox) left(err error, seq uint64, dead []byte) {
 	a.leave(int64(it.size))
 	o.total.leave(int64(it.size))
 	a.order.trim(a.records, o.present)
-	if dead != nil {
-		a.bury(recordSize(dead))
-		o.total.bury(recordSize(dead))
+	if l.dead != nil {
+		a.bury(recordSize(l.dead))
+		o.total.bury(recordSize(l.dead))
+	}
+	if l.purged {
+		a.purged++
 	}
 	o.noticeSpace()
 }
@@ -751,5 +763,5 @@ func (o *Outbox) Bury(seq uint64, d DeadLetter) *Commit {
 	if !o.queued(seq) {
 		return store.Completed(ErrNotFound)
 	}
-	return o.leave(seq, dead)
+	return o.leave(seq, leaving{dead: dead})
 }

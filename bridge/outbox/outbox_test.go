@@ -82,12 +82,13 @@ func TestNotFound(t *testing.T) {
 		_, err := ob.Load(seq)
 		_, requeueErr := ob.Requeue(seq)
 		for name, err := range map[string]error{
-			"Load":       err,
-			"Remove":     ob.Remove(seq).Wait(t.Context()),
-			"Reschedule": ob.Reschedule(seq, 1, noon, "").Wait(t.Context()),
-			"Bury":       ob.Bury(seq, outbox.DeadLetter{}).Wait(t.Context()),
-			"Purge":      ob.Purge(seq).Wait(t.Context()),
-			"Requeue":    requeueErr,
+			"Load":        err,
+			"Remove":      ob.Remove(seq).Wait(t.Context()),
+			"Reschedule":  ob.Reschedule(seq, 1, noon, "").Wait(t.Context()),
+			"Bury":        ob.Bury(seq, outbox.DeadLetter{}).Wait(t.Context()),
+			"Purge":       ob.Purge(seq, false).Wait(t.Context()),
+			"Purge, dead": ob.Purge(seq, true).Wait(t.Context()),
+			"Requeue":     requeueErr,
 		} {
 			if !errors.Is(err, outbox.ErrNotFound) {
 				t.Errorf("%s of %d: %v", name, seq, err)
@@ -345,8 +346,8 @@ func TestDeadLetters(t *testing.T) {
 	}
 
 	wait(t, ob.Bury(got.Seq, outbox.DeadLetter{Reason: "again"}))
-	wait(t, ob.Purge(got.Seq))
-	wait(t, ob.Purge(recs[1].Seq))
+	wait(t, ob.Purge(got.Seq, true))
+	wait(t, ob.Purge(recs[1].Seq, false))
 	if s := ob.Stats(); s.DeadLetters != 0 || s.DeadBytes != 0 || s.Records != 0 || s.Bytes != 0 {
 		t.Errorf("stats %+v", s)
 	}
@@ -379,7 +380,7 @@ func TestDeadLettersCount(t *testing.T) {
 	if !errors.As(err, &full) || full.Dead < 6000 || full.Destination != "" || !strings.Contains(err.Error(), "by dead letters") {
 		t.Fatalf("error %v", err)
 	}
-	wait(t, ob.Purge(list(t, ob, outbox.Filter{})[0].Seq))
+	wait(t, ob.Purge(list(t, ob, outbox.Filter{})[0].Seq, true))
 	<-ob.Space()
 	if err := bury(); err != nil {
 		t.Error(err)

@@ -15,6 +15,10 @@ type Usage struct {
 	Oldest      time.Time // when the oldest queued record was queued; zero: there is none
 	DeadLetters int
 	DeadBytes   int64
+
+	// What operators have done since the outbox was opened; of a destination only.
+	Purged, PurgedDead uint64 // records and dead letters deleted
+	Redriven           uint64 // dead letters queued again
 }
 
 // Stats is the state of an outbox.
@@ -45,7 +49,10 @@ func (o *Outbox) Stats() Stats {
 }
 
 func (a *account) usage(limit int64) Usage {
-	return Usage{Records: a.records, Bytes: a.bytes, Limit: max(limit, 0), DeadLetters: a.dead, DeadBytes: a.deadBytes}
+	return Usage{
+		Records: a.records, Bytes: a.bytes, Limit: max(limit, 0), DeadLetters: a.dead, DeadBytes: a.deadBytes,
+		Purged: a.purged, PurgedDead: a.purgedDead, Redriven: a.redriven,
+	}
 }
 
 var (
@@ -54,6 +61,8 @@ var (
 	oldestDesc    = desc("oldest_seconds", "Age of the oldest record queued; 0: none.", "destination")
 	deadDesc      = desc("dead_letters", "Dead letters kept.", "destination")
 	deadBytesDesc = desc("dead_letter_bytes", "Bytes of the dead letters kept.", "destination")
+	purgedDesc    = desc("purged_total", "Records and dead letters deleted by operators, by the state they were in.", "destination", "state")
+	redrivenDesc  = desc("redriven_total", "Dead letters queued again by operators.", "destination")
 	limitDesc     = desc("limit_bytes", "Cap on the bytes of queued records and dead letters together; 0: none.")
 )
 
@@ -104,7 +113,7 @@ func (m *metrics) refuse(e *FullError) {
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.vec.Describe(ch)
-	for _, d := range []*prometheus.Desc{recordsDesc, bytesDesc, oldestDesc, deadDesc, deadBytesDesc, limitDesc} {
+	for _, d := range []*prometheus.Desc{recordsDesc, bytesDesc, oldestDesc, deadDesc, deadBytesDesc, purgedDesc, redrivenDesc, limitDesc} {
 		ch <- d
 	}
 }
@@ -116,6 +125,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	now := m.o.o.Now()
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	counter := func(d *prometheus.Desc, value uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), labels...)
 	}
 	gauge(limitDesc, float64(s.Limit))
 	for name, u := range s.Destinations {
@@ -129,5 +141,8 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(oldestDesc, age, name)
 		gauge(deadDesc, float64(u.DeadLetters), name)
 		gauge(deadBytesDesc, float64(u.DeadBytes), name)
+		counter(purgedDesc, u.Purged, name, "queued")
+		counter(purgedDesc, u.PurgedDead, name, "dead")
+		counter(redrivenDesc, u.Redriven, name)
 	}
 }
