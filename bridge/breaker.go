@@ -19,6 +19,9 @@ const (
 	// slowProbeEvery is for a destination that answers, but wants something
 	// else of us (a token, another address): somebody has to act first.
 	slowProbeEvery = 30 * time.Second
+	// askedProbe is how soon after an attempt the next one is that somebody
+	// asked for.
+	askedProbe = time.Second
 )
 
 // breaker tells whether a destination is worth trying. Closed, everything that
@@ -31,11 +34,13 @@ type breaker struct {
 	window   uint32              // the last attempts, 1 bit each, set: failed
 	refused  map[string]struct{} // lanes (seq for a record without one) with poison answers in a row
 	started  time.Time           // the last attempt
+	asked    bool                // an operator has changed something since that ended
 	until    time.Time           // the destination asked for quiet until then (Retry-After)
 }
 
 // record takes an attempt's outcome in. who names the record's lane.
 func (b *breaker) record(c Class, who string, quiet time.Time) {
+	b.asked = false
 	if quiet.After(b.until) {
 		b.until = quiet
 	}
@@ -85,6 +90,9 @@ func (b *breaker) probe() (at time.Time, ok bool) {
 	every := probeEvery
 	if b.last == Configuration || b.last == Gone {
 		every = slowProbeEvery
+	}
+	if b.asked {
+		every = askedProbe
 	}
 	at = b.started.Add(every)
 	if b.until.After(at) {

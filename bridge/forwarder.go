@@ -127,6 +127,34 @@ func (f *forwarder) add(refs []Ref) {
 	f.dispatch(time.Now())
 }
 
+// forget drops records that were purged from the queue; ordered ones only if
+// keys has their lane. An attempt under way is not cut off. It may be that the
+// destination failed for these alone, so a probe is due soon.
+func (f *forwarder) forget(seqs map[uint64]bool, keys map[string]bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	f.lanes.drop(seqs, keys, f.cutoff(now))
+	if f.route == nil {
+		f.meters.held.Set(float64(f.lanes.records))
+	}
+	f.breaker.asked = true
+	f.dispatch(now)
+}
+
+// hurry makes those of the records due that wait for another attempt, and
+// returns how many. If the destination fails, a probe is due soon, too, unless
+// it asked for quiet.
+func (f *forwarder) hurry(seqs map[uint64]bool) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	n := f.lanes.wakeOnly(seqs)
+	f.breaker.asked = true
+	f.dispatch(now)
+	return n
+}
+
 func (f *forwarder) stop() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -174,7 +202,7 @@ func (f *forwarder) choose(now time.Time) (job, bool) {
 		return job{}, false
 	}
 	if f.lanes.overdue.len() > 0 {
-		return job{lane: f.lanes.overdue.pop(), expired: true}, true
+		return job{lane: f.lanes.expired(), expired: true}, true
 	}
 	if f.route == nil {
 		return job{}, false
@@ -273,7 +301,7 @@ func (f *forwarder) run(j job) {
 		f.mu.Lock()
 		now := time.Now()
 		switch {
-		case out.done:
+		case out.done || j.lane.purged:
 			f.lanes.advance(j.lane, f.cutoff(now))
 		case !j.expired && j.route != f.route: // it failed at what the destination was before
 			f.lanes.wait(j.lane, now)
@@ -302,6 +330,9 @@ func (f *forwarder) do(j job) outcome {
 	p := &j.lane.head
 	rec, err := f.bridge.queue.Load(p.seq)
 	if errors.Is(err, outbox.ErrNotFound) { // somebody purged it
+		f.mu.Lock()
+		f.breaker.asked = true // if it was to be a probe, none was made
+		f.mu.Unlock()
 		return outcome{done: true}
 	}
 	if err != nil {
@@ -376,9 +407,12 @@ func (f *forwarder) failed(class Class, j job, rec Record, a attempted) outcome 
 		wait = a.res.RetryAfter
 	}
 	due := time.Now().Add(wait)
-	f.bridge.queue.Reschedule(p.seq, rec.Attempts, due, text)
-	return outcome{due: due}
+	return outcome{due: due, done: missing(f.bridge.queue.Reschedule(p.seq, rec.Attempts, due, text))}
 }
+
+// missing reports whether a change was of no effect since the record is not in
+// the queue: somebody purged it while it was sent.
+func missing(c *Commit) bool { return c != nil && errors.Is(c.Err(), outbox.ErrNotFound) }
 
 // judge tells the breaker of an attempt, and acts on it when it opens or
 // closes. The caller holds f.mu.
@@ -420,6 +454,9 @@ func (f *forwarder) bury(seq uint64, rec Record, reason string, res Response) {
 		Status:   res.Status,
 		Response: res.Body,
 	})
+	if missing(commit) {
+		return
+	}
 	f.meters.dead[reason].Inc()
 	f.tell(slog.LevelError, "dead letter: "+reason+": "+rec.LastError, "record is a dead letter",
 		"reason", reason, "failure", rec.LastError, "attempts", rec.Attempts,

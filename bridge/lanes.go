@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"container/heap"
 	"slices"
 	"time"
@@ -20,6 +21,7 @@ type pending struct {
 type lane struct {
 	key     string
 	ordered bool // false: a record without a lane, in no map
+	purged  bool // the head was purged while it was in somebody's hands
 	head    pending
 	rest    fifo[pending]
 	due     time.Time // while it waits
@@ -33,7 +35,19 @@ type lanes struct {
 	ready   fifo[*lane]
 	waiting laneHeap // whose head failed, by due time
 	overdue fifo[*lane]
-	records int // all of them, those being attempted too
+	flying  map[*lane]struct{} // in somebody's hands
+	records int                // all of them, those being attempted too
+}
+
+// fly notes that a lane, or none, was taken out.
+func (ls *lanes) fly(l *lane) *lane {
+	if l != nil {
+		if ls.flying == nil {
+			ls.flying = map[*lane]struct{}{}
+		}
+		ls.flying[l] = struct{}{}
+	}
+	return l
 }
 
 // push takes a record in. Records must come in Seq order.
@@ -61,9 +75,9 @@ func (ls *lanes) next() *lane {
 	fresh, ready := ls.fresh.len() > 0, ls.ready.len() > 0
 	switch {
 	case ready && (!fresh || ls.ready.front().head.seq < ls.fresh.front().seq):
-		return ls.ready.pop()
+		return ls.fly(ls.ready.pop())
 	case fresh:
-		return &lane{head: ls.fresh.pop()}
+		return ls.fly(&lane{head: ls.fresh.pop()})
 	}
 	return nil
 }
@@ -74,8 +88,11 @@ func (ls *lanes) earliest() *lane {
 	if len(ls.waiting) == 0 {
 		return nil
 	}
-	return heap.Pop(&ls.waiting).(*lane)
+	return ls.fly(heap.Pop(&ls.waiting).(*lane))
 }
+
+// expired takes an overdue lane out; there must be one.
+func (ls *lanes) expired() *lane { return ls.fly(ls.overdue.pop()) }
 
 // idle reports whether there is nothing to take out.
 func (ls *lanes) idle() bool {
@@ -84,6 +101,7 @@ func (ls *lanes) idle() bool {
 
 // wait puts a lane back whose head is to be tried again at due.
 func (ls *lanes) wait(l *lane, due time.Time) {
+	delete(ls.flying, l)
 	l.due = due
 	heap.Push(&ls.waiting, l)
 }
@@ -106,6 +124,8 @@ func (ls *lanes) wakeAll() {
 // was queued before cutoff, else ready. A lane without further records is
 // forgotten.
 func (ls *lanes) advance(l *lane, cutoff int64) {
+	delete(ls.flying, l)
+	l.purged = false
 	ls.records--
 	if l.rest.len() > 0 {
 		l.head = l.rest.pop()
@@ -118,6 +138,62 @@ func (ls *lanes) advance(l *lane, cutoff int64) {
 	}
 	if l.ordered {
 		delete(ls.byKey, l.key)
+	}
+}
+
+// wakeOnly makes the waiting lanes ready whose head is in seqs, the oldest
+// first, and returns how many.
+func (ls *lanes) wakeOnly(seqs map[uint64]bool) int {
+	woken := ls.takeWaiting(func(l *lane) bool { return seqs[l.head.seq] })
+	slices.SortFunc(woken, func(a, b *lane) int { return cmp.Compare(a.head.seq, b.head.seq) })
+	for _, l := range woken {
+		ls.ready.push(l)
+	}
+	return len(woken)
+}
+
+// takeWaiting takes out the waiting lanes for which out says so.
+func (ls *lanes) takeWaiting(out func(*lane) bool) (taken []*lane) {
+	ls.waiting = slices.DeleteFunc(ls.waiting, func(l *lane) bool {
+		if !out(l) {
+			return false
+		}
+		taken = append(taken, l)
+		return true
+	})
+	heap.Init(&ls.waiting)
+	return taken
+}
+
+// drop takes out the records in seqs, which are no more in the queue; ordered
+// ones only if keys has their lane. A head in somebody's hands is marked.
+func (ls *lanes) drop(seqs map[uint64]bool, keys map[string]bool, cutoff int64) {
+	gone := func(p pending) bool { return seqs[p.seq] }
+	before := ls.fresh.len()
+	ls.fresh.drop(gone)
+	ls.records -= before - ls.fresh.len()
+	for key := range keys {
+		if l, ok := ls.byKey[key]; ok { // what follows a head before the head, so that it can't become one
+			before := l.rest.len()
+			l.rest.drop(gone)
+			ls.records -= before - l.rest.len()
+		}
+	}
+	for l := range ls.flying {
+		l.purged = l.purged || gone(l.head)
+	}
+	headless := ls.takeWaiting(func(l *lane) bool { return gone(l.head) })
+	for _, f := range []*fifo[*lane]{&ls.ready, &ls.overdue} {
+		f.drop(func(l *lane) bool {
+			if !gone(l.head) {
+				return false
+			}
+			headless = append(headless, l)
+			return true
+		})
+	}
+	for _, l := range headless {
+		ls.advance(l, cutoff)
 	}
 }
 
@@ -135,8 +211,7 @@ func (ls *lanes) retire(cutoff int64) {
 		return true
 	}
 	ls.ready.drop(out)
-	ls.waiting = slices.DeleteFunc(ls.waiting, out)
-	heap.Init(&ls.waiting)
+	ls.takeWaiting(out)
 }
 
 // fifo is a first-in first-out queue.

@@ -8,6 +8,7 @@ type (
 	Entry  = outbox.Entry
 	Stats  = outbox.Stats
 	Usage  = outbox.Usage
+	Cursor = outbox.Cursor
 )
 
 // Where a Filter looks.
