@@ -8,6 +8,7 @@
 package admin
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
@@ -38,7 +39,7 @@ type Options struct {
 	Ready func() error
 	// Metrics is what /metrics exposes.
 	Metrics prometheus.Gatherer
-	// Outbox lists records and dead letters.
+	// Outbox lists, retries and purges records and dead letters.
 	Outbox Outbox
 	// Rules is the rule set in force, and how to load it anew.
 	Rules Rules
@@ -50,6 +51,9 @@ type Options struct {
 type Outbox interface {
 	List(f bridge.Filter, each func(bridge.Entry) bool) error
 	Stats() bridge.Stats
+	// Retry and Purge are as *bridge.Operator has them.
+	Retry(ctx context.Context, c bridge.Change) (bridge.Changed, error)
+	Purge(ctx context.Context, c bridge.Change) (bridge.Changed, error)
 }
 
 // Rules is what the API needs of the rule files.
@@ -74,6 +78,8 @@ func New(o Options) http.Handler {
 	mux.Handle("GET /api/v1/outbox", a.authorized(http.HandlerFunc(a.outbox)))
 	mux.Handle("GET /api/v1/outbox/stats", a.authorized(http.HandlerFunc(a.outboxStats)))
 	mux.Handle("GET /api/v1/outbox/{id}", a.authorized(http.HandlerFunc(a.outboxShow)))
+	mux.Handle("POST /api/v1/outbox/retry", a.authorized(a.outboxChange("retry", o.Outbox.Retry)))
+	mux.Handle("POST /api/v1/outbox/purge", a.authorized(a.outboxChange("purge", o.Outbox.Purge)))
 	mux.Handle("GET /api/v1/rules", a.authorized(http.HandlerFunc(a.rules)))
 	mux.Handle("POST /api/v1/rules/reload", a.authorized(http.HandlerFunc(a.reload)))
 	sameOrigin := http.NewCrossOriginProtection()
@@ -168,10 +174,7 @@ type problem struct {
 }
 
 func fail(w http.ResponseWriter, status int, title, detail string) {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(problem{Title: title, Status: status, Detail: detail}) // the client is gone if this fails
+	write(w, status, "application/problem+json", problem{Title: title, Status: status, Detail: detail})
 }
 
 func plain(w http.ResponseWriter, status int, text string) {
@@ -182,12 +185,14 @@ func plain(w http.ResponseWriter, status int, text string) {
 	_, _ = w.Write([]byte(text))
 }
 
-func answer(w http.ResponseWriter, status int, v any) {
-	w.Header().Set("Content-Type", "application/json")
+func answer(w http.ResponseWriter, status int, v any) { write(w, status, "application/json", v) }
+
+func write(w http.ResponseWriter, status int, contentType string, v any) {
+	w.Header().Set("Content-Type", contentType)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v)
+	_ = json.NewEncoder(w).Encode(v) // the client is gone if this fails
 }
 
 func quote(s string) string {

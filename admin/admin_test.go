@@ -1,6 +1,7 @@
 package admin_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -26,6 +27,10 @@ type fakeOutbox struct {
 	entries []bridge.Entry
 	asked   bridge.Filter
 	err     error
+
+	verb   string // of the last change
+	change bridge.Change
+	done   bridge.Changed
 }
 
 func (f *fakeOutbox) List(filter bridge.Filter, each func(bridge.Entry) bool) error {
@@ -44,6 +49,16 @@ func (f *fakeOutbox) List(filter bridge.Filter, each func(bridge.Entry) bool) er
 
 func (f *fakeOutbox) Stats() bridge.Stats {
 	return bridge.Stats{Usage: bridge.Usage{Records: len(f.entries), Limit: 10}, Destinations: map[string]bridge.Usage{"center": {Records: len(f.entries)}}}
+}
+
+func (f *fakeOutbox) Retry(_ context.Context, c bridge.Change) (bridge.Changed, error) {
+	f.change, f.verb = c, "retry"
+	return f.done, f.err
+}
+
+func (f *fakeOutbox) Purge(_ context.Context, c bridge.Change) (bridge.Changed, error) {
+	f.change, f.verb = c, "purge"
+	return f.done, f.err
 }
 
 type fakeRules struct{ result rules.Reload }

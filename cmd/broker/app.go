@@ -81,7 +81,7 @@ func startApp(ctx context.Context, cfg config, log *slog.Logger) (_ *app, err er
 		return nil, err
 	}
 	if cfg.Admin.Address != "" {
-		if err := a.startAdmin(ctx, cfg.Admin, queue); err != nil {
+		if err := a.startAdmin(ctx, cfg.Admin, bridge.NewOperator(queue, forwarder)); err != nil {
 			return nil, err
 		}
 	}
@@ -273,7 +273,7 @@ func (a *app) startServer(cfg config, forwarder *bridge.Bridge, queue *outbox.Ou
 	return nil
 }
 
-func (a *app) startAdmin(ctx context.Context, c adminConfig, queue *outbox.Outbox) error {
+func (a *app) startAdmin(ctx context.Context, c adminConfig, queue *bridge.Operator) error {
 	var listen net.ListenConfig
 	var err error
 	if a.adminLn, err = listen.Listen(ctx, "tcp", c.Address); err != nil {

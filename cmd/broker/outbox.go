@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/throughline-mqtt/throughline/admin"
+	"github.com/throughline-mqtt/throughline/bridge"
 	"github.com/throughline-mqtt/throughline/bridge/outbox"
 	"github.com/throughline-mqtt/throughline/store"
 )
@@ -27,19 +29,21 @@ import (
 // maxListing bounds an answer of the admin API.
 const maxListing = 256 << 20
 
-// runOutbox lists and shows what waits and what is dead: of the running broker, or,
-// if none runs, of its data directory.
+// runOutbox lists, shows, retries and purges what waits and what is dead: of the
+// running broker, or, if none runs, of its data directory.
 func runOutbox(ctx context.Context, c *cli, args []string) int {
 	if len(args) == 0 {
-		return c.misuse("outbox: say what to do: ls or show")
+		return c.misuse("outbox: say what to do: ls, show, retry or purge")
 	}
 	switch args[0] {
 	case "ls":
 		return outboxList(ctx, c, args[1:])
 	case "show":
 		return outboxShow(ctx, c, args[1:])
-	case "retry", "purge", "compact":
-		return notYet("outbox "+args[0])(ctx, c, nil)
+	case "retry", "purge":
+		return outboxChange(ctx, c, args[0], args[1:])
+	case "compact":
+		return notYet("outbox compact")(ctx, c, nil)
 	case "-h", "-help", "--help":
 		code, _ := c.parse(c.flags("outbox"), []string{"-h"})
 		return code
@@ -71,9 +75,12 @@ func outboxList(ctx context.Context, c *cli, args []string) int {
 	if _, err := admin.ParseFilter(q); err != nil {
 		return c.misuse("outbox ls: %v", err)
 	}
-	l, code := c.outbox(ctx, *file, "/api/v1/outbox?"+q.Encode(), func(o admin.Outbox) (admin.Listing, error) {
-		f, _ := admin.ParseFilter(q) // parsed above
-		return admin.List(o, f)
+	l, code := ofOutbox(ctx, c, *file, outboxCall[admin.Listing]{
+		running: func(a adminConfig) (admin.Listing, error) { return askListing(ctx, a, "/api/v1/outbox?"+q.Encode()) },
+		atRest: func(o admin.Outbox) (admin.Listing, error) {
+			f, _ := admin.ParseFilter(q) // parsed above
+			return admin.List(o, f)
+		},
 	})
 	if code != exitOK {
 		return code
@@ -109,8 +116,11 @@ func outboxShow(ctx context.Context, c *cli, args []string) int {
 		return c.misuse("outbox show: expected one webhook-id")
 	}
 	id := fs.Arg(0)
-	l, code := c.outbox(ctx, *file, "/api/v1/outbox/"+url.PathEscape(id), func(o admin.Outbox) (admin.Listing, error) {
-		return admin.Show(o, id)
+	l, code := ofOutbox(ctx, c, *file, outboxCall[admin.Listing]{
+		running: func(a adminConfig) (admin.Listing, error) {
+			return askListing(ctx, a, "/api/v1/outbox/"+url.PathEscape(id))
+		},
+		atRest: func(o admin.Outbox) (admin.Listing, error) { return admin.Show(o, id) },
 	})
 	switch {
 	case code != exitOK:
@@ -168,46 +178,60 @@ func showRecord(out io.Writer, r admin.Record) {
 	_ = w.Flush() // to a terminal or a pipe that is gone
 }
 
-// outbox asks the running broker, or reads the data directory if none runs.
-func (c *cli) outbox(ctx context.Context, file, path string, atRest func(admin.Outbox) (admin.Listing, error)) (admin.Listing, int) {
+// outboxCall is one question to an outbox, in the two ways to ask it.
+type outboxCall[T any] struct {
+	running func(adminConfig) (T, error)
+	atRest  func(admin.Outbox) (T, error)
+}
+
+// ofOutbox asks the running broker, or opens the data directory if none runs.
+// Unless the code is exitOK, the error has been told; what came with it is returned.
+func ofOutbox[T any](ctx context.Context, c *cli, file string, call outboxCall[T]) (answer T, code int) {
 	cfg, ok := c.configFor(file)
 	if !ok {
-		return admin.Listing{}, exitProblem
+		return answer, exitProblem
 	}
 	if cfg.Admin.Address != "" {
-		switch l, err := askBroker(ctx, cfg.Admin, path); {
+		switch answer, err := call.running(cfg.Admin); {
 		case err == nil:
-			return l, exitOK
+			return answer, exitOK
 		case !errors.Is(err, syscall.ECONNREFUSED):
-			return l, c.fail(err, fmt.Sprintf("admin in the configuration must be as the broker has it; something answers on %s", cfg.Admin.Address))
+			hint := "admin in the configuration must be as the broker has it; something answers on " + cfg.Admin.Address
+			if told, ok := errors.AsType[brokerError](err); ok {
+				hint = told.hint
+			}
+			return answer, c.fail(err, hint)
 		}
 	}
 	name := filepath.Join(cfg.DataDir, storeFile)
 	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
-		return admin.Listing{}, c.fail(fmt.Errorf("no broker answers on the admin address %q, and there is no %s", cfg.Admin.Address, name),
+		return answer, c.fail(fmt.Errorf("no broker answers on the admin address %q, and there is no %s", cfg.Admin.Address, name),
 			"-config names the broker's configuration file")
 	}
-	l, err := readAtRest(ctx, name, atRest)
+	answer, err := openAtRest(ctx, cfg, name, call.atRest)
 	switch {
 	case errors.Is(err, store.ErrLocked):
-		return l, c.fail(err, "a broker runs on this data directory, but none answers on the admin address "+strconv.Quote(cfg.Admin.Address))
+		return answer, c.fail(err, "a broker runs on this data directory, but none answers on the admin address "+strconv.Quote(cfg.Admin.Address))
 	case err != nil:
-		return l, c.fail(err, "")
+		return answer, c.fail(err, "")
 	}
-	return l, exitOK
+	return answer, exitOK
 }
 
-func readAtRest(ctx context.Context, name string, read func(admin.Outbox) (admin.Listing, error)) (l admin.Listing, err error) {
+func openAtRest[T any](ctx context.Context, cfg config, name string, use func(admin.Outbox) (T, error)) (answer T, err error) {
 	st, err := store.Open(name, store.Options{Buckets: outbox.Buckets(), LockTimeout: 200 * time.Millisecond})
 	if err != nil {
-		return l, err
+		return answer, err
 	}
 	defer func() { err = errors.Join(err, st.Close(ctx)) }()
-	o, err := outbox.Open(st, outbox.Options{})
+	o, err := outbox.Open(st, outbox.Options{
+		MaxBytes:   cfg.Outbox.MaxBytes,
+		MaxBytesOf: func(string) int64 { return cfg.Outbox.MaxBytesPerDestination },
+	})
 	if err != nil {
-		return l, err
+		return answer, err
 	}
-	return read(o)
+	return use(bridge.NewOperator(o, nil))
 }
 
 // dialable is where a broker that listens on address is reached from its own host:
@@ -223,13 +247,40 @@ func dialable(address string) string {
 	return address
 }
 
-// askBroker gets a listing from the admin API. The API's own 404 is an empty one.
-func askBroker(ctx context.Context, a adminConfig, path string) (l admin.Listing, err error) {
+// askListing gets a listing from the admin API. The API's own 404 is an empty one.
+func askListing(ctx context.Context, a adminConfig, path string) (l admin.Listing, err error) {
+	r, err := askBroker(ctx, a, http.MethodGet, path, nil)
+	switch {
+	case err != nil:
+		return l, err
+	case r.status == http.StatusNotFound && r.problem:
+		return l, nil
+	case r.status != http.StatusOK:
+		return l, r.refused()
+	}
+	return l, readAnswer(r.body, &l)
+}
+
+// reply is an answer of the admin API.
+type reply struct {
+	status  int
+	text    string // of the status
+	problem bool   // the body is a problem, so it comes from a broker
+	body    []byte
+}
+
+// refused is the error of a reply that is none of those hoped for.
+func (r reply) refused() error {
+	return fmt.Errorf("ask the broker: %s: %s", r.text, printable(string(r.body)))
+}
+
+// askBroker sends one request to the admin API.
+func askBroker(ctx context.Context, a adminConfig, method, path string, body []byte) (r reply, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+dialable(a.Address)+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+dialable(a.Address)+path, bytes.NewReader(body))
 	if err != nil {
-		return l, err
+		return r, err
 	}
 	if a.Token != "" {
 		req.Header.Set("Authorization", "Bearer "+a.Token)
@@ -238,22 +289,21 @@ func askBroker(ctx context.Context, a adminConfig, path string) (l admin.Listing
 	defer direct.CloseIdleConnections()
 	resp, err := direct.RoundTrip(req)
 	if err != nil {
-		return l, fmt.Errorf("ask the broker: %w", err)
+		return r, fmt.Errorf("ask the broker: %w", err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxListing))
-	switch {
-	case err != nil:
-		return l, fmt.Errorf("ask the broker: %w", err)
-	case resp.StatusCode == http.StatusNotFound && resp.Header.Get("Content-Type") == "application/problem+json":
-		return l, nil
-	case resp.StatusCode != http.StatusOK:
-		return l, fmt.Errorf("ask the broker: %s: %s", resp.Status, printable(string(body)))
+	r = reply{status: resp.StatusCode, text: resp.Status, problem: resp.Header.Get("Content-Type") == "application/problem+json"}
+	if r.body, err = io.ReadAll(io.LimitReader(resp.Body, maxListing)); err != nil {
+		return r, fmt.Errorf("ask the broker: %w", err)
 	}
-	if err := json.Unmarshal(body, &l); err != nil {
-		return l, fmt.Errorf("ask the broker: read its answer: %w", err)
+	return r, nil
+}
+
+func readAnswer(body []byte, v any) error {
+	if err := json.Unmarshal(body, v); err != nil {
+		return fmt.Errorf("ask the broker: read its answer: %w", err)
 	}
-	return l, nil
+	return nil
 }
 
 func (c *cli) writeJSON(v any) int {
