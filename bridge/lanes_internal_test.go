@@ -46,6 +46,7 @@ func TestLanes(t *testing.T) {
 	last := map[string]uint64{}
 	const records = 20_000
 	pushed, done := uint64(0), 0
+	purged, flew := map[uint64]bool{}, map[uint64]bool{} // flew: it was in somebody's hands when it was purged
 	for done < records {
 		switch k := rng.IntN(10); {
 		case k < 3 && pushed < records:
@@ -74,9 +75,32 @@ func TestLanes(t *testing.T) {
 			if l.ordered && l.head.seq <= last[l.key] {
 				t.Fatalf("lane %s: record %d after %d", l.key, l.head.seq, last[l.key])
 			}
+			if l.purged != purged[l.head.seq] || purged[l.head.seq] && !flew[l.head.seq] {
+				t.Fatalf("record %d comes out, marked as purged: %v, purged: %v", l.head.seq, l.purged, purged[l.head.seq])
+			}
 			last[l.key] = l.head.seq
 			ls.advance(l, int64(pushed)-500)
 			done++
+		case pushed > 0 && rng.IntN(100) == 0: // purge some of the newest
+			seqs, all := map[uint64]bool{}, map[string]bool{}
+			for range 20 {
+				if seq := pushed - uint64(rng.IntN(int(min(pushed, 200)))); !purged[seq] {
+					seqs[seq], purged[seq] = true, true
+				}
+			}
+			for _, key := range keys[1:] {
+				all[key] = true
+			}
+			for _, l := range flying {
+				if seqs[l.head.seq] {
+					flew[l.head.seq] = true
+				}
+			}
+			before := ls.records
+			ls.drop(seqs, all, int64(pushed)-500)
+			done += before - ls.records
+		case rng.IntN(100) == 0:
+			ls.wakeOnly(map[uint64]bool{pushed: true, pushed / 2: true})
 		case rng.IntN(50) == 0:
 			ls.retire(int64(pushed) - 500)
 		case rng.IntN(10) == 0:
@@ -85,6 +109,9 @@ func TestLanes(t *testing.T) {
 		case rng.IntN(200) == 0:
 			ls.wakeAll()
 		}
+	}
+	if len(purged) == 0 || len(flew) == 0 || len(ls.flying) != 0 {
+		t.Errorf("%d purged, %d of them flying; %d fly still", len(purged), len(flew), len(ls.flying))
 	}
 	if !ls.idle() || ls.records != 0 || len(ls.byKey) != 0 {
 		t.Errorf("%d records, %d lanes left", ls.records, len(ls.byKey))
