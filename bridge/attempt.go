@@ -25,6 +25,7 @@ type attempted struct {
 // the attempts before this one.
 func (f *forwarder) attempt(r *route, rec *Record) attempted {
 	now := time.Now()
+	timestamp := strconv.FormatInt(now.Unix(), 10)
 	number := strconv.Itoa(rec.Attempts + 1)
 
 	parent, err := tracectx.Decode(tracectx.Carrier{SW8: rec.SW8, Correlation: rec.Correlation})
@@ -53,9 +54,13 @@ func (f *forwarder) attempt(r *route, rec *Record) attempted {
 	a := attempted{traceID: ctx.TraceID, carrier: carrierNone}
 
 	header := r.header.Clone()
-	header.Set("webhook-id", headerValue(rec.ID))
-	header.Set("webhook-timestamp", strconv.FormatInt(now.Unix(), 10))
+	id := r.webhookID(rec.ID)
+	header.Set("webhook-id", id)
+	header.Set("webhook-timestamp", timestamp)
 	header.Set("X-Throughline-Attempt", number)
+	if r.def.IdempotencyKey {
+		header.Set("Idempotency-Key", id)
+	}
 	header.Del(tracectx.HeaderSW8)
 	header.Del(tracectx.HeaderCorrelation)
 	if r.def.TraceHeaders {
@@ -71,6 +76,10 @@ func (f *forwarder) attempt(r *route, rec *Record) attempted {
 	}
 	if place == replaced {
 		f.meters.replaced.Inc()
+	}
+
+	if len(r.def.SigningKeys) > 0 {
+		header.Set("webhook-signature", signature(r.def.SigningKeys, id, timestamp, body))
 	}
 
 	limited, cancel := context.WithTimeout(f.bridge.ctx, r.timeout)
@@ -103,6 +112,14 @@ func (r *route) place(body []byte, c tracectx.Carrier) ([]byte, placement) {
 		out, _ = setField(out, r.correlation, c.Correlation)
 	}
 	return out, place
+}
+
+// webhookID is the id as it is sent, and signed.
+func (r *route) webhookID(id string) string {
+	if len(r.def.SigningKeys) > 0 {
+		return signedID(id)
+	}
+	return headerValue(id)
 }
 
 // headerValue makes an id fit for a header: one that holds bytes which HTTP

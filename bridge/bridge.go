@@ -63,12 +63,18 @@ type Queue interface {
 type Destination struct {
 	Name, URL, Method string // Method "" is POST
 	// Headers go with every attempt. They can't replace webhook-id,
-	// webhook-timestamp, X-Throughline-Attempt and the trace headers.
+	// webhook-timestamp, X-Throughline-Attempt and the trace headers, nor what
+	// SigningKeys and IdempotencyKey ask for.
 	Headers map[string]string
 	// TraceBody says where in the JSON body the trace context goes.
 	TraceBody TraceFields
 	// TraceHeaders sends the trace context as headers too.
 	TraceHeaders bool
+	// SigningKeys sign each attempt, one signature for each; nil: none. They
+	// are the bytes themselves, decoded.
+	SigningKeys [][]byte
+	// IdempotencyKey sends the webhook-id as Idempotency-Key too.
+	IdempotencyKey bool
 	// Concurrency bounds the attempts under way at a time; 0: 16.
 	Concurrency int
 	// Timeout bounds an attempt, from the connection to the answer's end; 0: 10 s.
