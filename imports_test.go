@@ -41,6 +41,7 @@ var staysIn = map[string][]string{
 	"github.com/apache/skywalking-go":     {"tracectx/skywalking"},
 	"google.golang.org/grpc":              {"tracectx/skywalking", "tracectx/tracectxtest"},
 	"github.com/tidwall/gjson":            {"rules", "tracectx", "bridge"},
+	"golang.org/x/time":                   {"bridge"},
 	"github.com/eclipse/":                 {"cmd/broker"},
 	"github.com/prometheus/client_golang": nil, // everywhere: a registerer is passed in
 }

@@ -77,6 +77,9 @@ type Destination struct {
 	IdempotencyKey bool
 	// Concurrency bounds the attempts under way at a time; 0: 16.
 	Concurrency int
+	// Rate bounds the attempts over time, the breaker's probes included; zero:
+	// no bound.
+	Rate Rate
 	// Timeout bounds an attempt, from the connection to the answer's end; 0: 10 s.
 	Timeout time.Duration
 	// MaxAge is how long after it was queued a record is given up; 0: 24 h.

@@ -25,6 +25,7 @@ type forwarder struct {
 	maxAge  time.Duration
 	lanes   lanes
 	breaker breaker
+	limiter limiter
 	notices notices
 	active  int // goroutines
 	buried  int // bytes of dead letters whose flush nobody has waited for
@@ -72,6 +73,7 @@ func (f *forwarder) define(r *route) {
 	}
 	f.route, f.maxAge = r, r.maxAge
 	f.breaker, f.notices = breaker{}, notices{}
+	f.limiter.define(r.rate)
 	f.meters.open.Set(0)
 	f.meters.held.Set(0)
 	f.sweep = time.Time{}
@@ -208,23 +210,26 @@ func (f *forwarder) choose(now time.Time) (job, bool) {
 		return job{}, false
 	}
 	f.lanes.wake(now)
-	var l *lane
-	if f.breaker.open == "" {
-		l = f.lanes.next()
-	}
-	if l == nil {
-		if at, failing := f.breaker.probe(); failing && !now.Before(at) {
-			if l = f.lanes.next(); l == nil {
-				l = f.lanes.earliest()
-			}
+	due := f.lanes.due()
+	if f.breaker.open != "" || !due {
+		at, failing := f.breaker.probe()
+		if !failing || now.Before(at) || !due && len(f.lanes.waiting) == 0 {
+			return job{}, false
 		}
 	}
-	if l == nil {
+	// Nothing leaves its lane before its turn has come, so that what waits for
+	// the rate has no goroutine, and its order.
+	if !f.limiter.allows(now) {
 		return job{}, false
+	}
+	l := f.lanes.next()
+	if l == nil { // a probe of what is not due
+		l = f.lanes.earliest()
 	}
 	if l.head.queued < f.cutoff(now) {
 		return job{lane: l, expired: true}, true
 	}
+	f.limiter.started()
 	f.breaker.started = now
 	return job{lane: l, route: f.route}, true
 }
@@ -270,6 +275,12 @@ func (f *forwarder) arm(now time.Time) {
 		}
 		if probe, failing := f.breaker.probe(); failing && probe.Before(at) {
 			at = probe
+		}
+		if turn, waits := f.limiter.waits(now); waits { // whatever is due
+			at = turn
+			if f.sweep.Before(at) {
+				at = f.sweep
+			}
 		}
 	}
 	if !at.After(now) { // due, but every goroutine is busy: the first to finish takes it

@@ -69,6 +69,9 @@ func (ls *lanes) push(key string, ordered bool, p pending) {
 	ls.ready.push(l)
 }
 
+// due reports whether next has a lane.
+func (ls *lanes) due() bool { return ls.fresh.len() > 0 || ls.ready.len() > 0 }
+
 // next takes a ready lane out, nil if there is none. Lanes take turns; between
 // them and the records without a lane the older record is first.
 func (ls *lanes) next() *lane {

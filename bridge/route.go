@@ -24,6 +24,7 @@ type route struct {
 	sw8         []string // path in the body; nil: nowhere
 	correlation []string
 	limit       int // attempts at a time
+	rate        Rate
 	timeout     time.Duration
 	maxAge      time.Duration
 }
@@ -58,6 +59,7 @@ func newRoute(d Destination) (*route, error) {
 		sw8:         fieldPath(d.TraceBody.SW8),
 		correlation: fieldPath(d.TraceBody.Correlation),
 		limit:       orDefault(d.Concurrency, defaultConcurrency),
+		rate:        d.Rate,
 		timeout:     orDefault(d.Timeout, defaultTimeout),
 		maxAge:      orDefault(d.MaxAge, defaultMaxAge),
 	}
