@@ -520,6 +520,7 @@ func TestBadDestinationHolds(t *testing.T) {
 		"no host": func(d *bridge.Destination) { d.URL = "http:///notify" },
 		"syntax":  func(d *bridge.Destination) { d.URL = "http://[::1/" },
 		"method":  func(d *bridge.Destination) { d.Method = "PO ST" },
+		"key":     func(d *bridge.Destination) { d.SigningKeys = [][]byte{[]byte("the secret is 24 bytes.."), {}} },
 		"header":  func(d *bridge.Destination) { d.Headers = map[string]string{"Authorization": "Bearer secret\n"} },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -66,6 +67,9 @@ func newRoute(d Destination) (*route, error) {
 	r.operation = r.method + ":" + orDefault(u.EscapedPath(), "/")
 	r.header.Set("Content-Type", "application/json")
 	r.header.Set("User-Agent", "throughline")
+	if slices.ContainsFunc(d.SigningKeys, func(k []byte) bool { return len(k) == 0 }) {
+		return nil, errors.New("a signing key is empty")
+	}
 	for name, value := range d.Headers {
 		if strings.ContainsAny(name, " :\r\n\x00") || name == "" || strings.ContainsAny(value, "\r\n\x00") {
 			return nil, fmt.Errorf("header %q can't be sent", name) // its value may be a secret
