@@ -32,7 +32,7 @@ var laneColumns = []string{"clientid", "username", "topic", "peerhost", "peernam
 // unsupportedDefaults are the documented defaults of what is not supported yet:
 // a key that asks for nothing else is accepted.
 var unsupportedDefaults = map[string]string{
-	"rate": "0/s", "batch.max": "1", "batch.linger": "0s", "idempotency_key": "false", "on_full": "refuse",
+	"batch.max": "1", "batch.linger": "0s", "on_full": "refuse",
 	"egress.deny": "[]", "egress.allow": "[]", "retry.lane_hold": "1m",
 }
 
@@ -61,15 +61,17 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 		field{"trace", func(_, n *yaml.Node) { d.trace(n) }},
 		field{"ordered", func(_, n *yaml.Node) { d.ordered(n) }},
 		field{"concurrency", func(_, n *yaml.Node) { f.int(n, "concurrency", 1, maxConcurrency, &d.Concurrency) }},
+		field{"rate", func(_, n *yaml.Node) { f.rate(n, &d.Rate) }},
 		field{"timeout", func(_, n *yaml.Node) { f.duration(n, "timeout", time.Millisecond, maxTimeout, &d.Timeout) }},
 		field{"retry", func(_, n *yaml.Node) {
 			f.fields(n, "retry",
 				field{"max_age", func(_, n *yaml.Node) { f.duration(n, "max_age", time.Second, maxMaxAge, &d.MaxAge) }},
 				field{"lane_hold", func(key, n *yaml.Node) { f.onlyDefault(key, n, "retry.lane_hold") }})
 		}},
-		field{"path", later}, field{"query", later}, field{"rate", later}, field{"batch", later}, field{"signing", later},
-		field{"idempotency_key", later}, field{"oauth2", later}, field{"tls", later}, field{"egress", later},
-		field{"on_full", later}, field{"max_bytes", later},
+		field{"signing", func(key, n *yaml.Node) { d.SigningKeys = l.signing(f, key, n) }},
+		field{"idempotency_key", func(_, n *yaml.Node) { f.bool(n, "idempotency_key", &d.IdempotencyKey) }},
+		field{"path", later}, field{"query", later}, field{"batch", later}, field{"oauth2", later}, field{"tls", later},
+		field{"egress", later}, field{"on_full", later}, field{"max_bytes", later},
 	)
 	if ok && !hasURL {
 		f.fail(key, "missing-key", "", "destination %s needs %s", quote(d.Name), quote("url"))
@@ -89,6 +91,26 @@ func (f *file) onlyDefault(key, n *yaml.Node, path string) {
 	}
 	if want, ok := unsupportedDefaults[path]; !ok || val != want {
 		f.unsupported(key, path)
+	}
+}
+
+// maxRate bounds the number of a rate; more is no bound that means anything.
+const maxRate = 1_000_000
+
+var rateUnits = map[string]time.Duration{"s": time.Second, "m": time.Minute, "h": time.Hour}
+
+// rate reads 200/s, 12000/m or 5/h. None in any time is no bound.
+func (f *file) rate(n *yaml.Node, into *Rate) {
+	number, unit, _ := strings.Cut(n.Value, "/")
+	count, err := strconv.ParseUint(number, 10, 32)
+	per, ok := rateUnits[unit]
+	if n.Kind != yaml.ScalarNode || err != nil || !ok || count > maxRate {
+		f.fail(n, "out-of-range", "", "rate must be a number from 0 to %d and /s, /m or /h, such as 200/s, found %s", maxRate, describeNode(n))
+		return
+	}
+	*into = Rate{}
+	if count > 0 {
+		*into = Rate{N: int(count), Per: per}
 	}
 }
 

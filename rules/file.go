@@ -19,6 +19,9 @@ type file struct {
 	path     string
 	lines    []string
 	problems []Problem
+	// hidden is text that no problem may show: secrets that stand in the file
+	// itself, against all advice.
+	hidden []string
 	// aligned is the scalar that within was last asked about, and its places.
 	aligned *yaml.Node
 	places  []filePlace

@@ -65,7 +65,7 @@ func build(texts []fileText, o LoadOptions) (*Set, []Problem) {
 	l.resolve()
 	var problems []Problem
 	for _, f := range l.files {
-		problems = append(problems, f.problems...)
+		problems = append(problems, f.shown()...)
 	}
 	sortProblems(problems)
 	if HasErrors(problems) {

@@ -134,11 +134,23 @@ type Destination struct {
 	// whether it goes into headers too.
 	TraceBody    TraceBody
 	TraceHeaders bool
+	// SigningKeys sign every attempt; empty: none does. They are the bytes of
+	// the keys, not the text that stands for them.
+	SigningKeys []Secret
+	// IdempotencyKey sends the delivery's id as Idempotency-Key too.
+	IdempotencyKey bool
 	// Ordered is the column whose value is the lane of a delivery; "": no lanes.
 	Ordered     string
 	Concurrency int
+	Rate        Rate
 	Timeout     time.Duration // of one attempt
 	MaxAge      time.Duration // after which a delivery is given up
+}
+
+// Rate is N attempts in every Per; its zero is no bound.
+type Rate struct {
+	N   int
+	Per time.Duration
 }
 
 // TraceBody holds dotted paths; "" is nowhere.

@@ -226,11 +226,17 @@ func destinations(s *rules.Set) []bridge.Destination {
 		for _, h := range d.Headers {
 			headers[h.Name] = h.Value.Reveal()
 		}
+		var keys [][]byte
+		for _, k := range d.SigningKeys {
+			keys = append(keys, []byte(k.Reveal()))
+		}
 		out = append(out, bridge.Destination{
 			Name: d.Name, URL: d.URL, Method: d.Method, Headers: headers,
-			TraceBody:    bridge.TraceFields(d.TraceBody),
-			TraceHeaders: d.TraceHeaders,
-			Concurrency:  d.Concurrency, Timeout: d.Timeout, MaxAge: d.MaxAge,
+			TraceBody:      bridge.TraceFields(d.TraceBody),
+			TraceHeaders:   d.TraceHeaders,
+			SigningKeys:    keys,
+			IdempotencyKey: d.IdempotencyKey,
+			Concurrency:    d.Concurrency, Rate: bridge.Rate(d.Rate), Timeout: d.Timeout, MaxAge: d.MaxAge,
 		})
 	}
 	return out

@@ -1,0 +1,136 @@
+package rules
+
+import (
+	"encoding/base64"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+)
+
+const (
+	// maxSigningSecrets is room for a rotation within a rotation. Each costs the
+	// receiver a signature to compare.
+	maxSigningSecrets = 4
+	// minSigningKey is what Standard Webhooks 1.0 asks for, in bytes.
+	minSigningKey = 24
+	// signingPrefix marks a symmetric secret, Standard Webhooks 1.0, "Signature
+	// scheme". It is no part of the key.
+	signingPrefix = "whsec_"
+)
+
+// signing reads what to sign with: the keys, decoded. A secret that is missing
+// has an empty key.
+func (l *loader) signing(f *file, key, n *yaml.Node) []Secret {
+	f.hide(n)
+	if n.Kind != yaml.MappingNode { // said without the text, which may be a secret
+		f.fail(n, "wrong-type", `signing: {secrets: ["${file:/run/secrets/whsec}"]}`, "signing must be a mapping of keys")
+		return nil
+	}
+	var keys []Secret
+	given := false
+	f.fields(n, "signing", field{"secrets", func(_, n *yaml.Node) {
+		given = true
+		switch {
+		case n.Kind != yaml.SequenceNode:
+			f.fail(n, "wrong-type", "", "secrets must be a list")
+		case len(n.Content) == 0:
+			f.fail(n, "missing-key", "", "signing needs at least one secret")
+		case len(n.Content) > maxSigningSecrets:
+			f.fail(n.Content[maxSigningSecrets], "out-of-range", "", "signing takes %d secrets at most, found %d", maxSigningSecrets, len(n.Content))
+		default:
+			for _, e := range n.Content {
+				keys = append(keys, l.signingKey(f, e))
+			}
+		}
+	}})
+	if !given {
+		f.fail(key, "missing-key", "", "signing needs %s", quote("secrets"))
+	}
+	return keys
+}
+
+// signingKey is the key that one secret stands for. No problem says what the
+// secret is.
+func (l *loader) signingKey(f *file, n *yaml.Node) Secret {
+	name, ok := secretName(n)
+	if !ok {
+		f.fail(n, "bad-secret", "", "a signing secret must be ${env:NAME} or ${file:PATH} alone")
+		return Secret{}
+	}
+	text := l.secretPart(f, n, span{0, len(n.Value)}, name)
+	if text == "" {
+		return Secret{}
+	}
+	// As the reference libraries do: with the prefix or without, the rest is
+	// base64 of the standard alphabet, padded. They pass over line breaks in it;
+	// here two secrets in one file are not taken for one.
+	key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(text, signingPrefix))
+	switch {
+	case err != nil || strings.ContainsAny(text, "\r\n"):
+		f.fail(n, "bad-secret", "", "the signing secret is not %s and base64", signingPrefix)
+		return Secret{}
+	case len(key) < minSigningKey:
+		f.fail(n, "bad-secret", "", "the signing secret has %d bytes, it needs at least %d", len(key), minSigningKey)
+		return Secret{}
+	}
+	return Secret{string(key)}
+}
+
+// secretName is what stands in a scalar that is one ${env:NAME} or ${file:PATH}
+// and nothing else.
+func secretName(n *yaml.Node) (string, bool) {
+	inner, opened := strings.CutPrefix(n.Value, "${")
+	name, closed := strings.CutSuffix(inner, "}")
+	if n.Kind != yaml.ScalarNode || !opened || !closed || strings.ContainsAny(name, "${}") {
+		return "", false
+	}
+	return name, strings.HasPrefix(name, "env:") || strings.HasPrefix(name, "file:")
+}
+
+// minHidden is the length from which on text is taken for a secret. What is
+// shorter protects nothing, and stands in other words too.
+const minHidden = 4
+
+// reference is what stands for a secret, or should.
+var reference = regexp.MustCompile(`\$\{[^}]*\}?`)
+
+// hide keeps all text of n that stands for no secret out of problems: it may be
+// one.
+func (f *file) hide(n *yaml.Node) {
+	if n.Kind == yaml.ScalarNode && n.Tag != "!!bool" && n.Tag != "!!null" {
+		for part := range strings.FieldsSeq(reference.ReplaceAllString(n.Value, " ")) { // it may stand on several lines
+			if len(part) >= minHidden {
+				f.hidden = append(f.hidden, part)
+			}
+		}
+	}
+	for i, c := range n.Content {
+		if n.Kind != yaml.MappingNode || i%2 == 1 { // not the keys
+			f.hide(c)
+		}
+	}
+}
+
+// writtenSecret is a secret of Standard Webhooks, wherever in a file it stands:
+// under a wrong key, or in a line that is no YAML.
+var writtenSecret = regexp.MustCompile(`wh(?:sec|sk)_[A-Za-z0-9+/_=-]+`)
+
+// shown are the file's problems without its secrets. Stars take their room, so
+// that the carets stay right.
+func (f *file) shown() []Problem {
+	slices.SortFunc(f.hidden, func(a, b string) int { return len(b) - len(a) }) // one may be part of another
+	stars := func(s string) string { return strings.Repeat("*", utf8.RuneCountInString(s)) }
+	for i := range f.problems {
+		p := &f.problems[i]
+		for _, s := range []*string{&p.Source, &p.Message, &p.Hint} {
+			*s = writtenSecret.ReplaceAllStringFunc(*s, stars)
+			for _, hidden := range f.hidden {
+				*s = strings.ReplaceAll(*s, hidden, stars(hidden))
+			}
+		}
+	}
+	return f.problems
+}
