@@ -183,7 +183,7 @@ func (ls *lanes) drop(seqs map[uint64]bool, keys map[string]bool, cutoff int64) 
 		}
 	}
 	for l := range ls.flying {
-		l.purged = l.purged || gone(l.head)
+		l.purged = l.purged || seqs[l.head.seq] // the rest of the head is its attempt's now
 	}
 	headless := ls.takeWaiting(func(l *lane) bool { return gone(l.head) })
 	for _, f := range []*fifo[*lane]{&ls.ready, &ls.overdue} {
