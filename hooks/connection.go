@@ -380,6 +380,9 @@ func (s *Server) expire(cl *mqtt.Client) {
 			s.hook.panicked("expire", cl, cause)
 		}
 	}()
+	if now, ok := s.mochi.Clients.Get(cl.ID); !ok || now != cl {
+		return // the client has been back: this alarm came too late to be cancelled, and must not take the turn from its connection's end
+	}
 	turn := new(guard.Conn)
 	if !s.hook.turns.tryBegin(cl.ID, turn) {
 		return

@@ -1,6 +1,7 @@
-// Package hooks turns the events of the embedded MQTT server, mochi-mqtt, into our calls: it asks
-// auth who may do what, matches publishes against the rules, continues their trace, and has their
-// deliveries stored before mochi acknowledges them.
+// Package hooks is the MQTT server. It leads the life of each connection (connection.go), has the embedded mochi-mqtt decode and
+// answer packets, and turns mochi's events into our calls: it asks auth who may do what, matches publishes against the rules, continues
+// their trace, has their deliveries stored before mochi acknowledges them, and gives them to the sessions of their
+// subscribers (deliver.go).
 //
 // Besides cmd/broker it is the only package that knows mochi. Of the rest it knows the
 // interfaces alone: not how deliveries are stored or sent, nor how spans are reported.

@@ -108,12 +108,9 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		mochi: mqtt.New(&mqtt.Options{
-			Capabilities: capabilities(o),
-			Logger:       slog.New(newLogHandler(o.Logger.Handler())),
-			// Its smallest: guard gathers what is written. mochi leaves frames in a buffer of its own
-			// until the next queued message has been written, for good if that one can't be.
-			ClientNetWriteBufferSize: 1,
-			ClientNetReadBufferSize:  readBuffer,
+			Capabilities:            capabilities(o),
+			Logger:                  slog.New(newLogHandler(o.Logger.Handler())),
+			ClientNetReadBufferSize: readBuffer,
 		}),
 		quit:   make(chan struct{}),
 		closed: make(chan struct{}),
@@ -254,8 +251,7 @@ func (s *Server) closeRefused(c *guard.Conn) {
 }
 
 // disconnect closes a connection, with an MQTT 5 client's DISCONNECT as its last frame. It
-// doesn't use mochi's DisconnectClient: that puts the packet behind what is queued for the client and
-// closes before the queue is written.
+// doesn't use mochi's DisconnectClient: that also stops the client, whose worker may be in the middle of a packet.
 func (s *Server) disconnect(c *guard.Conn, code packets.Code, by time.Time) {
 	cl, ok := s.client(c)
 	if !ok || cl.Properties.ProtocolVersion < 5 {
