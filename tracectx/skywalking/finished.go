@@ -28,16 +28,28 @@ func (f *finished) Refs() []reporter.SpanContext {
 	return []reporter.SpanContext{(*parent)(&f.segment.parent)}
 }
 
-func (f *finished) StartTime() int64                     { return f.start }
-func (f *finished) EndTime() int64                       { return f.end }
-func (f *finished) OperationName() string                { return f.operation }
-func (f *finished) Peer() string                         { return f.peer }
-func (f *finished) SpanType() agentv3.SpanType           { return f.kind }
-func (f *finished) SpanLayer() agentv3.SpanLayer         { return agentv3.SpanLayer(f.layer) }
-func (f *finished) IsError() bool                        { return f.failed }
-func (f *finished) Tags() []*commonv3.KeyStringValuePair { return f.tags }
-func (f *finished) Logs() []*agentv3.Log                 { return f.logs }
-func (f *finished) ComponentID() int32                   { return f.component }
+func (f *finished) StartTime() int64             { return f.start }
+func (f *finished) EndTime() int64               { return f.end }
+func (f *finished) OperationName() string        { return f.operation }
+func (f *finished) Peer() string                 { return f.peer }
+func (f *finished) SpanType() agentv3.SpanType   { return f.kind }
+func (f *finished) SpanLayer() agentv3.SpanLayer { return agentv3.SpanLayer(f.layer) }
+func (f *finished) IsError() bool                { return f.failed }
+func (f *finished) Logs() []*agentv3.Log         { return f.logs }
+func (f *finished) ComponentID() int32           { return f.component }
+
+func (f *finished) Tags() []*commonv3.KeyStringValuePair {
+	if len(f.tags) == 0 {
+		return nil
+	}
+	pairs := make([]commonv3.KeyStringValuePair, len(f.tags)) // one allocation for all
+	tags := make([]*commonv3.KeyStringValuePair, len(f.tags))
+	for i, t := range f.tags {
+		pairs[i].Key, pairs[i].Value = t.key, t.value
+		tags[i] = &pairs[i]
+	}
+	return tags
+}
 
 func (f *finished) GetTraceID() string   { return f.segment.traceID }
 func (f *finished) GetSegmentID() string { return f.segment.id }

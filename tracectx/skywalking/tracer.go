@@ -49,7 +49,8 @@ type Options struct {
 	// A trace that came with a context keeps that context's decision.
 	Sample float64
 
-	// Reporter gets the segments; nil is Discard(). NewTracer boots it.
+	// Reporter gets the segments; NewTracer boots it. With nil nobody does: contexts
+	// flow all the same, and segments that nobody gets cost nothing.
 	Reporter reporter.Reporter
 
 	Now func() time.Time // nil: time.Now
@@ -60,6 +61,7 @@ type Tracer struct {
 	service, instance string
 	sample            float64
 	reporter          reporter.Reporter
+	discards          bool // nobody gets the segments, so that nothing is put into them
 	now               func() time.Time
 	ids               *idSource
 }
@@ -84,7 +86,7 @@ func NewTracer(o Options) (*Tracer, error) {
 		ids:      newIDSource(),
 	}
 	if t.reporter == nil {
-		t.reporter = Discard()
+		t.reporter, t.discards = Discard(), true
 	}
 	if t.now == nil {
 		t.now = time.Now
@@ -97,7 +99,7 @@ func NewTracer(o Options) (*Tracer, error) {
 	return t, nil
 }
 
-// Discard returns a reporter that reports nothing: contexts flow all the same.
+// Discard returns a reporter that takes segments and reports nothing.
 func Discard() reporter.Reporter { return reporter.NewDiscardReporter() }
 
 // instanceProperties are what SkyWalking shows of a Go process, in the words of its Go agent.
@@ -141,6 +143,7 @@ func (t *Tracer) open(kind agentv3.SpanType, o tracectx.SpanOptions) *span {
 		s.traceID = o.Parent.TraceID
 		s.sampled = o.Parent.Sampled
 	}
+	s.kept = s.sampled && !t.discards
 	root := s.start(kind, -1, o)
 	s.endpoint = root.operation
 	return root
@@ -151,18 +154,30 @@ type segment struct {
 	tracer   *Tracer
 	traceID  string
 	id       string
-	sampled  bool
+	sampled  bool             // as contexts have it
+	kept     bool             // somebody gets the segment
 	parent   tracectx.Context // what the first span refers to; zero: nothing
 	endpoint string           // operation of the first span
-	spans    []*span          // in the order of their ids; those of an unsampled segment aren't kept
+	spans    []*span          // in the order of their ids, if the segment is kept
 	started  int32
+
+	// Most segments have two spans: an entry and a rule, or a delivery and its exit. They
+	// cost no allocation of their own.
+	room     [2]span
+	spanRoom [2]*span
 }
 
 func (s *segment) start(kind agentv3.SpanType, parentID int32, o tracectx.SpanOptions) *span {
 	if o.Start.IsZero() {
 		o.Start = s.tracer.now()
 	}
-	sp := &span{
+	var sp *span
+	if int(s.started) < len(s.room) {
+		sp = &s.room[s.started]
+	} else {
+		sp = new(span)
+	}
+	*sp = span{
 		segment:   s,
 		id:        s.started,
 		parentID:  parentID,
@@ -174,7 +189,10 @@ func (s *segment) start(kind agentv3.SpanType, parentID int32, o tracectx.SpanOp
 		start:     o.Start.UnixMilli(),
 	}
 	s.started++
-	if s.sampled {
+	if s.kept {
+		if s.spans == nil {
+			s.spans = s.spanRoom[:0]
+		}
 		s.spans = append(s.spans, sp)
 	}
 	return sp
@@ -183,7 +201,7 @@ func (s *segment) start(kind agentv3.SpanType, parentID int32, o tracectx.SpanOp
 // report ends what is still open and hands the segment on, children before their
 // parents and the first span last, as reporters expect it.
 func (s *segment) report(end int64) {
-	if !s.sampled {
+	if !s.kept {
 		return
 	}
 	spans := make([]reporter.ReportedSpan, 0, len(s.spans))
@@ -208,9 +226,15 @@ type span struct {
 	start, end   int64 // Unix milliseconds
 	ended        bool
 	failed       bool
-	tags         []*commonv3.KeyStringValuePair
+	tags         []tag
 	logs         []*agentv3.Log
 }
+
+// tag is a KeyStringValuePair before it has to be one: half the memory, and none of its own.
+type tag struct{ key, value string }
+
+// tagRoom is how many tags the spans of this broker have, with some to spare.
+const tagRoom = 6
 
 func (sp *span) Context() tracectx.Context {
 	s := sp.segment
@@ -246,14 +270,17 @@ func (sp *span) child(kind agentv3.SpanType, o tracectx.SpanOptions) *span {
 }
 
 func (sp *span) Tag(key, value string) {
-	if !sp.segment.sampled || sp.ended {
+	if !sp.segment.kept || sp.ended {
 		return
 	}
-	sp.tags = append(sp.tags, &commonv3.KeyStringValuePair{Key: valid(key), Value: valid(value)})
+	if sp.tags == nil {
+		sp.tags = make([]tag, 0, tagRoom)
+	}
+	sp.tags = append(sp.tags, tag{valid(key), valid(value)})
 }
 
 func (sp *span) Error(cause string) {
-	if !sp.segment.sampled || sp.ended {
+	if !sp.segment.kept || sp.ended {
 		return
 	}
 	sp.failed = true

@@ -317,9 +317,15 @@ func publishAndAttempt(tracer *skywalking.Tracer, parent tracectx.Context) {
 func BenchmarkPublishAndAttempt(b *testing.B) {
 	unsampled := vehicle
 	unsampled.Sampled = false
-	for name, parent := range map[string]tracectx.Context{"sampled": vehicle, "unsampled": unsampled} {
+	for name, bb := range map[string]struct {
+		parent tracectx.Context
+		to     reporter.Reporter
+	}{
+		"sampled": {vehicle, skywalking.Discard()}, "unsampled": {unsampled, skywalking.Discard()}, "no reporter": {vehicle, nil},
+	} {
 		b.Run(name, func(b *testing.B) {
-			tracer := newTracer(b, skywalking.Options{Sample: 1})
+			parent := bb.parent
+			tracer := newTracer(b, skywalking.Options{Sample: 1, Reporter: bb.to})
 			b.ReportAllocs()
 			for b.Loop() {
 				publishAndAttempt(tracer, parent)
