@@ -71,20 +71,59 @@ func setFieldIn(body []byte, open int, path []string, value string) ([]byte, pla
 		return body, result
 	}
 
-	member := make([]byte, 0, 64+len(value))
+	comma := ""
 	if last > open+1 {
-		member = append(member, ',')
+		comma = ","
 	}
-	for n, name := range path {
-		if n > 0 {
-			member = append(member, '{')
+	return insert(body, last, comma, opening(path), value, closing(path)), added
+}
+
+// opening is what stands before the value of a member that is new with all its parents.
+func opening(path []string) string {
+	if len(path) == 1 && isPlain(path[0]) { // nearly always
+		return `"` + path[0] + `":"`
+	}
+	var b strings.Builder
+	for i, name := range path {
+		if i > 0 {
+			b.WriteByte('{')
 		}
 		text, _ := json.Marshal(name) // a string always has an encoding
-		member = append(append(member, text...), ':')
+		b.Write(text)
+		b.WriteByte(':')
 	}
-	member = append(member, quoted(value)...)
-	member = append(member, strings.Repeat("}", len(path)-1)...)
-	return slices.Insert(body, last, member...), added
+	b.WriteByte('"')
+	return b.String()
+}
+
+// closing is what stands behind it.
+func closing(path []string) string {
+	if len(path) == 1 {
+		return `"`
+	}
+	return `"` + strings.Repeat("}", len(path)-1)
+}
+
+// isPlain reports whether name is the same in JSON.
+func isPlain(name string) bool {
+	return !strings.ContainsFunc(name, func(r rune) bool {
+		return r < ' ' || r > '~' || strings.ContainsRune(`"\\<>&`, r)
+	})
+}
+
+// insert puts parts into body at an offset, in the array of body if that has room.
+func insert(body []byte, at int, parts ...string) []byte {
+	n := 0
+	for _, p := range parts {
+		n += len(p)
+	}
+	end := len(body)
+	body = slices.Grow(body, n)[:end+n]
+	copy(body[at+n:], body[at:end])
+	for _, p := range parts {
+		at += copy(body[at:], p)
+	}
+	return body
 }
 
 func quoted(value string) []byte {

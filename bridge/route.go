@@ -67,6 +67,7 @@ func newRoute(d Destination) (*route, error) {
 	r.operation = r.method + ":" + orDefault(u.EscapedPath(), "/")
 	r.header.Set("Content-Type", "application/json")
 	r.header.Set("User-Agent", "throughline")
+	r.header.Set("Accept", "application/json") // what resty would say, after a look at Content-Type in each request
 	if slices.ContainsFunc(d.SigningKeys, func(k []byte) bool { return len(k) == 0 }) {
 		return nil, errors.New("a signing key is empty")
 	}

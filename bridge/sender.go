@@ -30,7 +30,7 @@ type Request struct {
 // Response is what came back.
 type Response struct {
 	Status     int           // 0: no answer
-	Body       []byte        // its first 4 kB
+	Body       []byte        // its first 4 kB, unless Status is a success
 	RetryAfter time.Duration // what the answer asked for; 0: nothing
 	Err        error         // why there is no answer
 }
@@ -96,10 +96,10 @@ func (s *httpSender) Send(ctx context.Context, r *Request) Response {
 	defer answer.Body.Close()
 	out := Response{Status: answer.StatusCode, RetryAfter: retryAfter(answer.Header, time.Now())}
 	// The status is the answer: a body that breaks off takes nothing from it.
-	out.Body, _ = io.ReadAll(io.LimitReader(answer.Body, bodyKept))
-	if len(out.Body) == bodyKept {
-		_, _ = io.CopyN(io.Discard, answer.Body, bodyDrained-bodyKept)
+	if Classify(out.Status, nil) != Success { // else nobody asks what it says
+		out.Body, _ = io.ReadAll(io.LimitReader(answer.Body, bodyKept))
 	}
+	_, _ = io.CopyN(io.Discard, answer.Body, int64(bodyDrained-len(out.Body)))
 	return out
 }
 
