@@ -91,7 +91,7 @@ func (f *forwarder) attempt(r *route, rec *Record) attempted {
 		exit.Tag("http.status_code", status)
 		exit.Tag("status_code", status)
 	}
-	if Classify(a.res.Status, a.res.Err) != Success {
+	if a.res.Class() != Success {
 		exit.Error(failureText(a.res))
 	}
 	return a

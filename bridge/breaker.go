@@ -30,7 +30,7 @@ const (
 type breaker struct {
 	open     Class               // why it is open; "": closed
 	last     Class               // of the last failure
-	failures int                 // retry and configuration answers in a row
+	failures int                 // in a row to reach it, or to be let in
 	window   uint32              // the last attempts, 1 bit each, set: failed
 	refused  map[string]struct{} // lanes (seq for a record without one) with poison answers in a row
 	started  time.Time           // the last attempt
@@ -70,7 +70,7 @@ func (b *breaker) record(c Class, who string, quiet time.Time) {
 		}
 	case Gone:
 		b.open, b.last = Gone, Gone
-	case Retry, Configuration:
+	case Retry, Configuration, OwnSide:
 		b.failures++
 		b.window = b.window<<1 | 1
 		b.last = c

@@ -362,9 +362,11 @@ func (f *forwarder) do(j job) outcome {
 	if a.res.Err != nil && f.bridge.ctx.Err() != nil { // cut off by Stop: not an attempt
 		return outcome{due: time.Now()}
 	}
-	p.attempts++
-	rec.Attempts++
-	class := Classify(a.res.Status, a.res.Err)
+	class := a.res.Class()
+	if class != OwnSide {
+		p.attempts++
+		rec.Attempts++
+	}
 	f.meters.attempts[class].Inc()
 
 	if class == Success {
@@ -387,7 +389,11 @@ func (f *forwarder) failed(class Class, j job, rec Record, a attempted) outcome 
 	if class != Retry {
 		level = slog.LevelError
 	}
-	f.tell(level, string(class)+": "+text, "delivery failed",
+	message := "delivery failed"
+	if class == OwnSide {
+		message = "delivery failed on our side, nothing was sent"
+	}
+	f.tell(level, string(class)+": "+text, message,
 		"class", string(class), "failure", text, "attempt", rec.Attempts,
 		"rule", rec.Rule, "webhook_id", rec.ID, "trace_id", a.traceID)
 

@@ -28,12 +28,23 @@ const (
 	Poison Class = "poison"
 	// Gone is for a destination that says it is gone for good (410).
 	Gone Class = "gone"
+	// OwnSide is for what failed on our side before anything was sent, such as
+	// a missing route: it is no attempt, and the record waits.
+	OwnSide Class = "own_side"
 )
 
-var classes = []Class{Success, Retry, Configuration, Poison, Gone}
+var classes = []Class{Success, Retry, Configuration, Poison, Gone, OwnSide}
 
-// Classify tells what an attempt's outcome means. err is why there was no
-// answer; a nil err with a status outside 200..499 is retried as well.
+// Class tells what the outcome means.
+func (r Response) Class() Class {
+	if r.Own && r.Err != nil {
+		return OwnSide
+	}
+	return Classify(r.Status, r.Err)
+}
+
+// Classify tells what an attempt's outcome means that was made. err is why there
+// was no answer; a nil err with a status outside 200..499 is retried as well.
 func Classify(status int, err error) Class {
 	if err != nil {
 		return Retry
@@ -89,9 +100,12 @@ func (s Schedule) orDefault() Schedule {
 	return s
 }
 
-// wait is the time between the failed attempt of that number (1-based) and the
-// next. random yields values in [0, 1).
+// wait is the time between the failed attempt of that number (1-based; those
+// made so far if c is OwnSide) and the next. random yields values in [0, 1).
 func (s Schedule) wait(c Class, attempt int, random func() float64) time.Duration {
+	if c == OwnSide { // none was made: the wait after the last one, which doesn't grow
+		attempt = max(attempt, 1)
+	}
 	if c != Configuration && attempt <= len(s.Steps) {
 		return time.Duration(random() * float64(s.Steps[attempt-1]))
 	}

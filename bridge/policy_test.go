@@ -30,6 +30,9 @@ func TestClassifyStatus(t *testing.T) {
 		if got := bridge.Classify(status, nil); got != want {
 			t.Errorf("Classify(%d) = %s, want %s", status, got, want)
 		}
+		if got := (bridge.Response{Status: status}).Class(); got != want {
+			t.Errorf("an answer of %d is %s, want %s", status, got, want)
+		}
 	}
 }
 
@@ -43,6 +46,11 @@ func TestClassifyError(t *testing.T) {
 	} {
 		if got := bridge.Classify(0, err); got != bridge.Retry {
 			t.Errorf("%s: Classify = %s, want %s", name, got, bridge.Retry)
+		}
+		for own, want := range map[bool]bridge.Class{false: bridge.Retry, true: bridge.OwnSide} {
+			if got := (bridge.Response{Err: err, Own: own}).Class(); got != want {
+				t.Errorf("%s, our own side's %v: %s, want %s", name, own, got, want)
+			}
 		}
 	}
 }

@@ -33,6 +33,9 @@ type Response struct {
 	Body       []byte        // its first 4 kB, unless Status is a success
 	RetryAfter time.Duration // what the answer asked for; 0: nothing
 	Err        error         // why there is no answer
+	// Own: Err arose on our side before anything was sent; it counts as no
+	// attempt.
+	Own bool
 }
 
 const (
@@ -90,7 +93,7 @@ func (s *httpSender) Send(ctx context.Context, r *Request) Response {
 	req.Header = r.Header
 	res, err := req.Execute(r.Method, r.URL)
 	if err != nil {
-		return Response{Err: err}
+		return Response{Err: err, Own: localFault(err, routed)}
 	}
 	answer := res.RawResponse
 	defer answer.Body.Close()
