@@ -84,6 +84,10 @@ type Destination struct {
 	Timeout time.Duration
 	// MaxAge is how long after it was queued a record is given up; 0: 24 h.
 	MaxAge time.Duration
+	// LaneHold is how long a record that keeps failing holds its lane up while
+	// others get through; then it leaves the lane and is retried alone. Time in
+	// which the breaker is open doesn't count. 0: 1 min.
+	LaneHold time.Duration
 }
 
 // TraceFields are the paths of the members that carry sw8 and sw8-correlation,
@@ -94,6 +98,7 @@ const (
 	defaultConcurrency = 16
 	defaultTimeout     = 10 * time.Second
 	defaultMaxAge      = 24 * time.Hour
+	defaultLaneHold    = time.Minute
 )
 
 // Options are the parts a Bridge is made of. Queue and Tracer are required.

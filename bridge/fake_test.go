@@ -2,6 +2,7 @@ package bridge_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -28,6 +29,7 @@ type memQueue struct {
 	dead    []bridge.DeadLetter
 	watch   func([]bridge.Ref)
 	loadErr error
+	damaged uint64 // the Seq of a record that can't be read
 }
 
 func (q *memQueue) Append(recs []bridge.Record) (*bridge.Commit, error) {
@@ -83,6 +85,8 @@ func (q *memQueue) Load(seq uint64) (bridge.Record, error) {
 	defer q.mu.Unlock()
 	r, ok := q.records[seq]
 	switch {
+	case seq == q.damaged:
+		return bridge.Record{}, errors.New("damaged")
 	case q.loadErr != nil:
 		return bridge.Record{}, q.loadErr
 	case !ok:
@@ -137,6 +141,12 @@ func (q *memQueue) failLoads(err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.loadErr = err
+}
+
+func (q *memQueue) failLoadOf(seq uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.damaged = seq
 }
 
 // sent is a request that center got.

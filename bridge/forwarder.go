@@ -27,6 +27,7 @@ type forwarder struct {
 	breaker breaker
 	limiter limiter
 	notices notices
+	grace   grace
 	active  int // goroutines
 	buried  int // bytes of dead letters whose flush nobody has waited for
 	stopped bool
@@ -74,6 +75,8 @@ func (f *forwarder) define(r *route) {
 	f.route, f.maxAge = r, r.maxAge
 	f.breaker, f.notices = breaker{}, notices{}
 	f.limiter.define(r.rate)
+	f.lanes.relentAll()
+	f.grace = grace{limit: r.hold, from: time.Now()}
 	f.meters.open.Set(0)
 	f.meters.held.Set(0)
 	f.sweep = time.Time{}
@@ -90,6 +93,7 @@ func (f *forwarder) retire() bool {
 		f.closeSender()
 		f.route = nil
 		f.breaker, f.notices = breaker{}, notices{}
+		f.grace = grace{}
 		f.meters.open.Set(0)
 	}
 	if f.lanes.records == 0 {
@@ -241,7 +245,11 @@ func (f *forwarder) cutoff(now time.Time) int64 { return now.Add(-f.maxAge).Unix
 // dispatch starts as many goroutines as there is work and room for, and sets
 // the timer for what is not due yet. The caller holds f.mu.
 func (f *forwarder) dispatch(now time.Time) {
-	if f.stopped || f.lanes.idle() {
+	if f.stopped {
+		return
+	}
+	f.release(now)
+	if f.lanes.idle() && f.lanes.failing == 0 {
 		return
 	}
 	if !now.Before(f.sweep) {
@@ -265,7 +273,7 @@ func (f *forwarder) dispatch(now time.Time) {
 
 // arm sets the timer for the next thing that becomes due. The caller holds f.mu.
 func (f *forwarder) arm(now time.Time) {
-	if f.lanes.idle() {
+	if f.lanes.idle() && f.lanes.failing == 0 {
 		return
 	}
 	at := f.sweep
@@ -281,6 +289,9 @@ func (f *forwarder) arm(now time.Time) {
 			if f.sweep.Before(at) {
 				at = f.sweep
 			}
+		}
+		if end, held := f.holdEnds(now); held && end.Before(at) {
+			at = end
 		}
 	}
 	if !at.After(now) { // due, but every goroutine is busy: the first to finish takes it
@@ -348,6 +359,9 @@ func (f *forwarder) do(j job) outcome {
 	}
 	if err != nil {
 		f.tell(slog.LevelError, "read record: "+err.Error(), "record can't be read, it stays in the queue", "seq", p.seq, "error", err)
+		f.mu.Lock()
+		f.fails(j.lane, time.Now())
+		f.mu.Unlock()
 		return outcome{due: time.Now().Add(ownFailureWait)}
 	}
 	rec.Attempts = int(p.attempts) // what is stored may lag behind
@@ -405,6 +419,9 @@ func (f *forwarder) failed(class Class, j job, rec Record, a attempted) outcome 
 	before := f.breaker.open == ""
 	f.judge(class, j, a.res)
 	after := f.breaker.open == ""
+	if !stale {
+		f.fails(j.lane, time.Now())
+	}
 	f.mu.Unlock()
 
 	reason := ""
@@ -448,6 +465,12 @@ func (f *forwarder) judge(class Class, j job, res Response) {
 	}
 	f.breaker.record(class, who, quiet)
 	after := f.breaker.open
+	if class == Success {
+		f.grace.wins++
+	}
+	if (before == "") != (after == "") {
+		f.grace.set(after == "", time.Now())
+	}
 	switch {
 	case before == after:
 	case after == "":

@@ -15,13 +15,15 @@ type pending struct {
 	refused  uint8  // poison answers, forgotten at a restart; 3 at most
 }
 
-// lane is the records of one lane key, or one record without a lane. Its head
-// is the only one that may be attempted. A lane is in exactly one place: the
+// lane is the records of one lane key, or one record without a lane, or that has
+// left its own. Its head is the only one that may be attempted. A lane is in exactly one place: the
 // ready ones, the waiting ones, the overdue ones, or in somebody's hands.
 type lane struct {
 	key     string
-	ordered bool // false: a record without a lane, in no map
-	purged  bool // the head was purged while it was in somebody's hands
+	ordered bool   // false: a record without a lane, in no map
+	purged  bool   // the head was purged while it was in somebody's hands
+	failing bool   // the head has failed, and holds the lane up
+	tried   uint32 // when the head failed last: grace's returns then
 	head    pending
 	rest    fifo[pending]
 	due     time.Time // while it waits
@@ -37,6 +39,8 @@ type lanes struct {
 	overdue fifo[*lane]
 	flying  map[*lane]struct{} // in somebody's hands
 	records int                // all of them, those being attempted too
+	held    fifo[held]         // heads that have failed, longest first; some are done with
+	failing int                // lanes with such a head
 }
 
 // fly notes that a lane, or none, was taken out.
@@ -129,18 +133,25 @@ func (ls *lanes) wakeAll() {
 func (ls *lanes) advance(l *lane, cutoff int64) {
 	delete(ls.flying, l)
 	l.purged = false
+	ls.relent(l)
 	ls.records--
 	if l.rest.len() > 0 {
 		l.head = l.rest.pop()
-		if l.head.queued < cutoff {
-			ls.overdue.push(l)
-		} else {
-			ls.ready.push(l)
-		}
+		ls.enqueue(l, cutoff)
 		return
 	}
 	if l.ordered {
 		delete(ls.byKey, l.key)
+	}
+}
+
+// enqueue puts a lane with a new head in: overdue if that was queued before
+// cutoff, else ready.
+func (ls *lanes) enqueue(l *lane, cutoff int64) {
+	if l.head.queued < cutoff {
+		ls.overdue.push(l)
+	} else {
+		ls.ready.push(l)
 	}
 }
 

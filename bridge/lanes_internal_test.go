@@ -35,8 +35,8 @@ func TestFIFO(t *testing.T) {
 	}
 }
 
-// Whatever happens to lanes, each record comes out once, in its lane's order,
-// and nothing is kept of a lane that is empty.
+// Whatever happens to lanes, each record comes out once, in its lane's order
+// unless it has left that, and nothing is kept of a lane that is empty.
 func TestLanes(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	keys := []string{"", "a", "b", "c", "d", "e"} // "": no lane
@@ -46,7 +46,8 @@ func TestLanes(t *testing.T) {
 	last := map[string]uint64{}
 	const records = 20_000
 	pushed, done := uint64(0), 0
-	purged, flew := map[uint64]bool{}, map[uint64]bool{} // flew: it was in somebody's hands when it was purged
+	left, failed := map[uint64]bool{}, map[uint64]time.Duration{} // failed: on the clock that is pushed
+	purged, flew := map[uint64]bool{}, map[uint64]bool{}          // flew: it was in somebody's hands when it was purged
 	for done < records {
 		switch k := rng.IntN(10); {
 		case k < 3 && pushed < records:
@@ -69,16 +70,30 @@ func TestLanes(t *testing.T) {
 			l := flying[i]
 			flying = slices.Delete(flying, i, i+1)
 			if rng.IntN(3) == 0 {
+				if since := failed[l.head.seq]; l.ordered && l.failing != (since > 0) {
+					t.Fatalf("record %d has failed: %v, want %v", l.head.seq, l.failing, since > 0)
+				}
+				if rng.IntN(2) == 0 {
+					ls.fails(l, time.Duration(pushed), 0)
+					if failed[l.head.seq] == 0 {
+						failed[l.head.seq] = time.Duration(pushed)
+					}
+				}
 				ls.wait(l, now.Add(time.Duration(rng.IntN(100))*time.Second))
 				break
 			}
 			if l.ordered && l.head.seq <= last[l.key] {
 				t.Fatalf("lane %s: record %d after %d", l.key, l.head.seq, last[l.key])
 			}
+			if left[l.head.seq] && l.ordered {
+				t.Fatalf("lane %s: record %d comes out in the lane that it has left", l.key, l.head.seq)
+			}
 			if l.purged != purged[l.head.seq] || purged[l.head.seq] && !flew[l.head.seq] {
 				t.Fatalf("record %d comes out, marked as purged: %v, purged: %v", l.head.seq, l.purged, purged[l.head.seq])
 			}
-			last[l.key] = l.head.seq
+			if l.ordered {
+				last[l.key] = l.head.seq
+			}
 			ls.advance(l, int64(pushed)-500)
 			done++
 		case pushed > 0 && rng.IntN(100) == 0: // purge some of the newest
@@ -99,6 +114,25 @@ func TestLanes(t *testing.T) {
 			before := ls.records
 			ls.drop(seqs, all, int64(pushed)-500)
 			done += before - ls.records
+		case rng.IntN(10) == 0: // the head that has failed for the longest time leaves its lane
+			h, ok := ls.longest()
+			if ls.held.len() > 2*ls.failing+65 {
+				t.Fatalf("%d heads noted, %d have failed", ls.held.len(), ls.failing)
+			}
+			if !ok {
+				break
+			}
+			if since := failed[h.seq]; since != h.since || left[h.seq] {
+				t.Fatalf("record %d failed first at %d, want %d; it has left: %v", h.seq, h.since, since, left[h.seq])
+			}
+			left[h.seq] = true
+			ls.split(h.lane, int64(pushed)-500)
+			if h.lane.ordered || h.lane.rest.len() > 0 {
+				t.Fatalf("record %d has left, with its lane", h.seq)
+			}
+		case rng.IntN(1000) == 0:
+			ls.relentAll()
+			clear(failed)
 		case rng.IntN(100) == 0:
 			ls.wakeOnly(map[uint64]bool{pushed: true, pushed / 2: true})
 		case rng.IntN(50) == 0:
@@ -109,6 +143,9 @@ func TestLanes(t *testing.T) {
 		case rng.IntN(200) == 0:
 			ls.wakeAll()
 		}
+	}
+	if len(left) == 0 || ls.failing != 0 {
+		t.Errorf("%d records have left, %d fail still", len(left), ls.failing)
 	}
 	if len(purged) == 0 || len(flew) == 0 || len(ls.flying) != 0 {
 		t.Errorf("%d purged, %d of them flying; %d fly still", len(purged), len(flew), len(ls.flying))

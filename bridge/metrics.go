@@ -29,6 +29,7 @@ type metrics struct {
 	inFlight    *prometheus.GaugeVec
 	open        *prometheus.GaugeVec
 	held        *prometheus.GaugeVec
+	laneLeft    *prometheus.CounterVec
 	replaced    *prometheus.CounterVec
 	undecodable *prometheus.CounterVec
 	latency     *prometheus.HistogramVec
@@ -51,6 +52,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		inFlight: gauge("delivery_in_flight", "Attempts under way."),
 		open:     gauge("delivery_breaker_open", "1 while the destination is only probed, because it fails."),
 		held:     gauge("delivery_held_records", "Records kept for a destination that is not defined."),
+		laneLeft: counter("delivery_lane_left_total",
+			"Records that left their lane, since they kept failing while others got through.", "destination"),
 		replaced: counter("delivery_trace_field_replaced_total",
 			"Attempts whose body had a value where the trace context goes, which it replaced.", "destination"),
 		undecodable: counter("delivery_trace_undecodable_total",
@@ -65,7 +68,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.attempts, m.deliveries, m.dead, m.inFlight, m.open, m.held,
+	for _, c := range []prometheus.Collector{m.attempts, m.deliveries, m.dead, m.inFlight, m.open, m.held, m.laneLeft,
 		m.replaced, m.undecodable, m.latency} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
@@ -87,6 +90,7 @@ type meters struct {
 	inFlight    prometheus.Gauge
 	open        prometheus.Gauge
 	held        prometheus.Gauge
+	laneLeft    prometheus.Counter
 	replaced    prometheus.Counter
 	undecodable prometheus.Counter
 	latency     prometheus.Observer
@@ -103,6 +107,7 @@ func (m *metrics) destination(name string) *meters {
 		inFlight:    m.inFlight.WithLabelValues(name),
 		open:        m.open.WithLabelValues(name),
 		held:        m.held.WithLabelValues(name),
+		laneLeft:    m.laneLeft.WithLabelValues(name),
 		replaced:    m.replaced.WithLabelValues(name),
 		undecodable: m.undecodable.WithLabelValues(name),
 		latency:     m.latency.WithLabelValues(name),
@@ -127,7 +132,7 @@ func (d *meters) forget() {
 	of := prometheus.Labels{"destination": d.name}
 	for _, v := range []interface {
 		DeletePartialMatch(prometheus.Labels) int
-	}{d.all.attempts, d.all.deliveries, d.all.dead, d.all.inFlight, d.all.open, d.all.held,
+	}{d.all.attempts, d.all.deliveries, d.all.dead, d.all.inFlight, d.all.open, d.all.held, d.all.laneLeft,
 		d.all.replaced, d.all.undecodable, d.all.latency} {
 		v.DeletePartialMatch(of)
 	}

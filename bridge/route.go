@@ -28,6 +28,7 @@ type route struct {
 	rate        Rate
 	timeout     time.Duration
 	maxAge      time.Duration
+	hold        time.Duration
 }
 
 // newRoute checks d. The sender is still to be set.
@@ -63,6 +64,7 @@ func newRoute(d Destination) (*route, error) {
 		rate:        d.Rate,
 		timeout:     orDefault(d.Timeout, defaultTimeout),
 		maxAge:      orDefault(d.MaxAge, defaultMaxAge),
+		hold:        orDefault(d.LaneHold, defaultLaneHold),
 	}
 	r.operation = r.method + ":" + orDefault(u.EscapedPath(), "/")
 	r.header.Set("Content-Type", "application/json")

@@ -23,6 +23,7 @@ const (
 	maxTimeout         = 10 * time.Minute
 	defaultMaxAge      = 24 * time.Hour
 	maxMaxAge          = 90 * 24 * time.Hour
+	defaultLaneHold    = time.Minute
 )
 
 // laneColumns are the columns that can name a lane: those that are short text or
@@ -33,7 +34,7 @@ var laneColumns = []string{"clientid", "username", "topic", "peerhost", "peernam
 // a key that asks for nothing else is accepted.
 var unsupportedDefaults = map[string]string{
 	"batch.max": "1", "batch.linger": "0s", "on_full": "refuse",
-	"egress.deny": "[]", "egress.allow": "[]", "retry.lane_hold": "1m",
+	"egress.deny": "[]", "egress.allow": "[]",
 }
 
 func (l *loader) destination(f *file, key, n *yaml.Node) {
@@ -42,7 +43,7 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 	}
 	d := &destinationDecl{file: f, key: key, Destination: Destination{
 		Name: key.Value, Method: "POST", TraceBody: TraceBody{SW8: "sw8", Correlation: "sw8-correlation"}, TraceHeaders: true,
-		Ordered: "clientid", Concurrency: defaultConcurrency, Timeout: defaultTimeout, MaxAge: defaultMaxAge,
+		Ordered: "clientid", Concurrency: defaultConcurrency, Timeout: defaultTimeout, MaxAge: defaultMaxAge, LaneHold: defaultLaneHold,
 	}}
 	if first, ok := l.destinations[d.Name]; ok {
 		f.fail(key, "doubled-destination", fmt.Sprintf("it is already at %s:%d", first.file.path, first.key.Line), "doubled destination %s", quote(d.Name))
@@ -66,7 +67,8 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 		field{"retry", func(_, n *yaml.Node) {
 			f.fields(n, "retry",
 				field{"max_age", func(_, n *yaml.Node) { f.duration(n, "max_age", time.Second, maxMaxAge, &d.MaxAge) }},
-				field{"lane_hold", func(key, n *yaml.Node) { f.onlyDefault(key, n, "retry.lane_hold") }})
+				// As long as max_age: it never leaves.
+				field{"lane_hold", func(_, n *yaml.Node) { f.duration(n, "lane_hold", time.Second, maxMaxAge, &d.LaneHold) }})
 		}},
 		field{"signing", func(key, n *yaml.Node) { d.SigningKeys = l.signing(f, key, n) }},
 		field{"idempotency_key", func(_, n *yaml.Node) { f.bool(n, "idempotency_key", &d.IdempotencyKey) }},

@@ -145,6 +145,7 @@ type Destination struct {
 	Rate        Rate
 	Timeout     time.Duration // of one attempt
 	MaxAge      time.Duration // after which a delivery is given up
+	LaneHold    time.Duration // after which one that keeps failing leaves its lane
 }
 
 // Rate is N attempts in every Per; its zero is no bound.

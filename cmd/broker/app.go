@@ -236,7 +236,7 @@ func destinations(s *rules.Set) []bridge.Destination {
 			TraceHeaders:   d.TraceHeaders,
 			SigningKeys:    keys,
 			IdempotencyKey: d.IdempotencyKey,
-			Concurrency:    d.Concurrency, Rate: bridge.Rate(d.Rate), Timeout: d.Timeout, MaxAge: d.MaxAge,
+			Concurrency:    d.Concurrency, Rate: bridge.Rate(d.Rate), Timeout: d.Timeout, MaxAge: d.MaxAge, LaneHold: d.LaneHold,
 		})
 	}
 	return out
