@@ -27,6 +27,9 @@ const (
 	// changeTime is how long one call goes on, a batch aside: within what an
 	// HTTP request may take.
 	changeTime = 10 * time.Second
+	// flushTime is how long a retry waits for room in the flush window, for
+	// each record, before it takes the disk for too slow.
+	flushTime = 10 * time.Second
 )
 
 // An Operator does to the queue what somebody in charge asks for. Its methods
@@ -61,7 +64,8 @@ type Change struct {
 // Changed is what a call has done, or would have.
 type Changed struct {
 	Destinations map[string]Count
-	// Next is not "" if the call came to an end before it was through.
+	// Next is not "" if the call came to an end before it was through. With
+	// ErrFull it may be there too: then the rest can be gone on with.
 	Next string
 }
 
@@ -69,7 +73,7 @@ type Changed struct {
 type Count struct {
 	Queued  int `json:"queued"`
 	Dead    int `json:"dead"`
-	Damaged int `json:"damaged,omitempty"` // dead letters that can't be read, and so not retried
+	Damaged int `json:"damaged,omitempty"` // dead letters that can't be read, and so stay
 }
 
 // ErrCursor is what the error is when Change.After is no Changed.Next.
@@ -82,14 +86,20 @@ var ErrCursor = errors.New("not what an earlier call has returned")
 //
 // What is changed is on disk when the call returns. It goes on for some ten
 // seconds; then Next says that it is not through. What is appended meanwhile
-// is left alone. With an error, Changed is what was done before it: ErrFull
-// means that a destination's cap left no room, ErrCursor is the caller's
-// fault, and anything else is the store's or ctx's.
+// is left alone. With an error, Changed is what was done all the same: ErrFull
+// means that caps of destinations left no room for some of their dead letters,
+// while those of others were retried; ErrCursor is the caller's fault, and
+// anything else is the store's or ctx's.
 func (o *Operator) Retry(ctx context.Context, c Change) (Changed, error) {
 	if c.DryRun {
 		return o.change(ctx, c, dryBatch, wouldRetry)
 	}
-	return o.change(ctx, c, redriveBatch, o.retry)
+	r := retry{o: o, full: map[string]bool{}}
+	done, err := o.change(ctx, c, redriveBatch, r.batch)
+	if err == nil {
+		err = r.fullError()
+	}
+	return done, err
 }
 
 // Purge deletes records and dead letters for good. One that is being sent may
@@ -155,7 +165,7 @@ func (c *Changed) add(e Entry) {
 	c.Destinations[e.Destination] = n
 }
 
-// skip counts a dead letter that can't be retried.
+// skip counts a dead letter that is too damaged for what was asked.
 func (c *Changed) skip(e Entry) {
 	n := c.Destinations[e.Destination]
 	n.Damaged++
@@ -164,7 +174,11 @@ func (c *Changed) skip(e Entry) {
 
 func wouldPurge(_ context.Context, found []Entry, done *Changed) error {
 	for _, e := range found {
-		done.add(e)
+		if e.Dead && e.Err != nil && e.Destination == "" { // nobody could tell whose space it gives back
+			done.skip(e)
+		} else {
+			done.add(e)
+		}
 	}
 	return nil
 }
@@ -191,6 +205,8 @@ func (o *Operator) purge(ctx context.Context, found []Entry, done *Changed) erro
 	for i, e := range found {
 		switch err := commits[i].Wait(context.WithoutCancel(ctx)); {
 		case errors.Is(err, outbox.ErrNotFound): // delivered, or purged by somebody else
+		case errors.Is(err, outbox.ErrDamaged):
+			done.skip(e)
 		case err != nil:
 			failed = err
 		default:
@@ -206,28 +222,75 @@ func (o *Operator) purge(ctx context.Context, found []Entry, done *Changed) erro
 	return failed
 }
 
-// retry makes a batch due, and waits until that is on disk.
-func (o *Operator) retry(ctx context.Context, found []Entry, done *Changed) error {
-	if err := o.pace(ctx); err != nil {
+// retry is one call of Retry.
+type retry struct {
+	o     *Operator
+	full  map[string]bool // destinations without room: the rest of their dead letters stay, or smaller ones would pass larger ones of their lane
+	first error           // of the first of them
+}
+
+// fullError is nil if there was room for all.
+func (r *retry) fullError() error {
+	switch others := len(r.full) - 1; {
+	case others <= 0:
+		return r.first
+	case others == 1:
+		return fmt.Errorf("%w; another destination is full too", r.first)
+	default:
+		return fmt.Errorf("%w; %d other destinations are full too", r.first, others)
+	}
+}
+
+// batch makes entries due, and waits until that is on disk.
+func (r *retry) batch(ctx context.Context, found []Entry, done *Changed) error {
+	if err := r.o.pace(ctx); err != nil {
 		return err
 	}
 	commits := make([]*Commit, len(found))
-	var failed error
-	n := 0 // entries got to
-	for ; n < len(found); n++ {
-		e := found[n]
-		if !e.Dead || e.Err != nil {
+	for i := range found {
+		e := &found[i]
+		if !e.Dead || e.Err != nil || r.full[e.Destination] {
 			continue
 		}
-		c, err := o.queue.Requeue(e.Seq)
-		if err != nil && !errors.Is(err, outbox.ErrNotFound) { // else it was purged or redriven by somebody else
-			failed = err
-			break
+		c, err := r.o.requeue(ctx, e.Seq)
+		switch full, _ := errors.AsType[*outbox.FullError](err); {
+		case err == nil:
+			commits[i] = c
+		case errors.Is(err, outbox.ErrNotFound): // purged or redriven by somebody else
+		case errors.Is(err, outbox.ErrDamaged):
+			e.Err = err
+		case full != nil && full.Destination != "":
+			r.full[full.Destination] = true
+			if r.first == nil {
+				r.first = err
+			}
+		default:
+			return errors.Join(err, r.o.settle(ctx, found[:i], commits, done))
 		}
-		commits[n] = c
 	}
+	return r.o.settle(ctx, found, commits, done)
+}
+
+// requeue queues a dead letter again. It waits while too much waits for the disk already.
+func (o *Operator) requeue(ctx context.Context, seq uint64) (*Commit, error) {
+	for end := time.Now().Add(flushTime); ; {
+		c, err := o.queue.Requeue(seq)
+		full, _ := errors.AsType[*outbox.FullError](err)
+		if full == nil || !full.Unflushed || time.Now().After(end) {
+			return c, err
+		}
+		if err := o.queue.Flush().Wait(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// settle waits until what was queued again is on disk, makes due what was
+// queued already, and counts both. The error is that of a commit.
+func (o *Operator) settle(ctx context.Context, found []Entry, commits []*Commit, done *Changed) error {
+	var failed error
 	due := 0
-	for i, e := range found[:n] {
+	for i, e := range found {
 		switch {
 		case e.Dead && e.Err != nil:
 			done.skip(e)
@@ -235,14 +298,15 @@ func (o *Operator) retry(ctx context.Context, found []Entry, done *Changed) erro
 			done.add(e)
 		case commits[i] != nil:
 			if err := commits[i].Wait(context.WithoutCancel(ctx)); err != nil {
-				return err
+				failed = err
+				continue
 			}
 			done.add(e)
 			due++
 		}
 	}
 	if o.bridge != nil {
-		due += o.bridge.hurry(found[:n])
+		due += o.bridge.hurry(found)
 		o.next = time.Now().Add(time.Duration(due) * time.Second / RedriveRate)
 	}
 	return failed

@@ -2,6 +2,7 @@ package bridge_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -336,6 +338,167 @@ func TestRetryStopsWhenFull(t *testing.T) {
 	}
 }
 
+// atRest is an operator on an outbox that nothing is sent from.
+func atRest(t *testing.T, o outbox.Options) (*store.Store, *outbox.Outbox, *bridge.Operator) {
+	t.Helper()
+	st, err := store.Open(filepath.Join(t.TempDir(), "outbox.db"), store.Options{Buckets: outbox.Buckets()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = st.Close(context.Background()) })
+	ob, err := outbox.Open(st, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st, ob, bridge.NewOperator(ob, nil)
+}
+
+// buryAll makes dead letters of records, in their order.
+func buryAll(t *testing.T, ob *outbox.Outbox, recs []bridge.Record) {
+	t.Helper()
+	c, err := ob.Append(recs)
+	if err == nil {
+		err = c.Wait(t.Context())
+	}
+	for _, r := range recs {
+		c = ob.Bury(r.Seq, outbox.DeadLetter{Reason: "poison"})
+	}
+	if err == nil {
+		err = c.Wait(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A full destination keeps its dead letters; those of others behind them are retried, in later batches too, and the error
+// names it.
+func TestRetryPassesOverFullDestinations(t *testing.T) {
+	const each = 60 // more than a batch
+	for name, limit := range map[string]time.Duration{"in one call": time.Minute, "in calls of one batch": 0} {
+		t.Run(name, func(t *testing.T) {
+			var room atomic.Int64
+			_, ob, op := atRest(t, outbox.Options{MaxBytesOf: func(name string) int64 {
+				if name == "open" {
+					return 0
+				}
+				return room.Load()
+			}})
+			var recs []bridge.Record
+			bridge.LimitCall(op, limit)
+			for range each {
+				for _, name := range []string{"full", "open", "full-too"} {
+					recs = append(recs, bridge.Record{Destination: name, Body: make([]byte, 1<<10)})
+				}
+			}
+			buryAll(t, ob, recs)
+			room.Store(4 << 10) // for three
+			retried, errs, c := map[string]int{}, []error(nil), bridge.Change{}
+			for {
+				done, err := op.Retry(t.Context(), c)
+				for name, n := range done.Destinations {
+					retried[name] += n.Dead
+				}
+				if err != nil {
+					errs = append(errs, err)
+				}
+				if c.After = done.Next; c.After == "" {
+					break
+				}
+			}
+			if retried["open"] != each || retried["full"] != 3 || retried["full-too"] != 3 {
+				t.Errorf("retried %v, want all %d of the open one and 3 of the full ones", retried, each)
+			}
+			if len(errs) == 0 || !errors.Is(errs[0], bridge.ErrFull) || !strings.Contains(errs[0].Error(), `"full"`) || !strings.Contains(errs[0].Error(), "another destination is full too") {
+				t.Errorf("errors %v", errs)
+			}
+			if s := ob.Stats(); s.Records != each+6 || s.DeadLetters != 2*each-6 {
+				t.Errorf("%d queued and %d dead", s.Records, s.DeadLetters)
+			}
+		})
+	}
+}
+
+// When too much waits for the disk a retry waits too, and does not take that for a full destination.
+func TestRetryWaitsForTheDisk(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	_, ob, op := atRest(t, outbox.Options{MaxUnflushed: 16 << 10, Registerer: reg})
+	for range 3 {
+		buryAll(t, ob, []bridge.Record{{Destination: nc, Body: make([]byte, 6<<10)}})
+	}
+	slow, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	if err := ob.Watch(func([]bridge.Ref) { once.Do(func() { close(slow); <-goOn }) }); err != nil { // holds up the committer
+		t.Fatal(err)
+	}
+	if _, err := ob.Append([]bridge.Record{{Destination: nc}}); err != nil {
+		t.Fatal(err)
+	}
+	<-slow
+	if _, err := ob.Append([]bridge.Record{{Destination: nc, Body: make([]byte, 15<<10)}}); err != nil {
+		t.Fatal(err)
+	}
+	type result struct {
+		done bridge.Changed
+		err  error
+	}
+	results := make(chan result, 1)
+	go func() {
+		done, err := op.Retry(t.Context(), bridge.Change{Filter: bridge.Filter{Which: bridge.DeadOnly}})
+		results <- result{done, err}
+	}()
+	refused := func() bool {
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				if f.GetName() == "throughline_outbox_refused_total" && m.GetLabel()[0].GetValue() == "unflushed" {
+					return m.GetCounter().GetValue() > 0
+				}
+			}
+		}
+		return false
+	}
+	await(t, "the flush window to be full", refused)
+	close(goOn)
+	if r := <-results; r.err != nil || r.done.Destinations[nc].Dead != 3 {
+		t.Errorf("retried %+v, error %v", r.done.Destinations, r.err)
+	}
+}
+
+// A dead letter that is damaged while the broker runs is counted, and the others are purged or retried all the same.
+func TestDamagedDeadLetters(t *testing.T) {
+	for name, do := range map[string]func(*bridge.Operator) func(context.Context, bridge.Change) (bridge.Changed, error){
+		"purge": func(o *bridge.Operator) func(context.Context, bridge.Change) (bridge.Changed, error) { return o.Purge },
+		"retry": func(o *bridge.Operator) func(context.Context, bridge.Change) (bridge.Changed, error) { return o.Retry },
+	} {
+		t.Run(name, func(t *testing.T) {
+			st, ob, op := atRest(t, outbox.Options{})
+			const n = 600 // more than a batch of either
+			recs := make([]bridge.Record, n)
+			for i := range recs {
+				recs[i].Destination = nc
+			}
+			buryAll(t, ob, recs)
+			damage := store.Op{Bucket: "outbox.dead", Key: binary.BigEndian.AppendUint64(nil, recs[n/3].Seq), Value: []byte("no dead letter at all")}
+			if err := st.Write([]store.Op{damage}).Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for _, dry := range []bool{true, false} {
+				done, err := do(op)(t.Context(), bridge.Change{DryRun: dry})
+				if err != nil || done.Next != "" || done.Destinations[nc] != (bridge.Count{Dead: n - 1}) || done.Destinations[""] != (bridge.Count{Damaged: 1}) {
+					t.Errorf("dry run %v: %+v, error %v", dry, done, err)
+				}
+			}
+			if s := ob.Stats(); s.DeadLetters != 1 {
+				t.Errorf("%d dead letters are left, want the damaged one", s.DeadLetters)
+			}
+		})
+	}
+}
+
 // Whatever place a record is in, a purge takes it out, and its lane goes on at once.
 func TestPurgeUnblocksLanes(t *testing.T) {
 	for name, answer := range map[string]bridge.Response{
@@ -442,10 +605,7 @@ func TestPurgeInFlight(t *testing.T) {
 				for _, reason := range []string{"poison", "gone", "expired"} {
 					d.wantMetric("throughline_delivery_dead_letters_total{destination=notification-center,reason="+reason+"}", 0)
 				}
-				segments := d.tracer.Segments()
-				if ends := len(segments); ends != len(d.center.all()) {
-					t.Errorf("%d segments of %d attempts", ends, len(d.center.all()))
-				}
+				await(t, "a segment of each attempt", func() bool { return len(d.tracer.Segments()) == len(d.center.all()) })
 			})
 		}
 	}

@@ -58,12 +58,14 @@ func (o *Outbox) Begin() Cursor {
 
 // Select reads some of what f selects from c on, n entries at the most and without their bodies, in the order of List, and
 // says where to go on; more is false at the end. There may be more although nothing was found: what one call reads is
-// bounded. f.Limit doesn't count. An error means that the store can't be read.
+// bounded. But for the last of them the entries have no more than an eighth of MaxUnflushed together, so that they may all
+// be redriven in one flush. f.Limit doesn't count. An error means that the store can't be read.
 func (o *Outbox) Select(f Filter, c Cursor, n int) (found []Entry, next Cursor, more bool, err error) {
 	if f.Which == DeadOnly && !c.Dead {
 		c.Dead, c.From = true, 0
 	}
-	found, from, err := o.readEntries(page{filter: &f, dead: c.Dead, from: c.From, until: c.Until, now: c.At, most: n, bodiless: true})
+	found, from, err := o.readEntries(page{filter: &f, dead: c.Dead, from: c.From, until: c.Until, now: c.At, most: n, bodiless: true,
+		bytes: int(min(pageBytes, o.o.MaxUnflushed/8))})
 	if err != nil {
 		return nil, c, false, fmt.Errorf("read outbox in %s: %w", o.st.Path(), err)
 	}
@@ -90,7 +92,7 @@ func (o *Outbox) List(f Filter, fn func(Entry) bool) error {
 			continue
 		}
 		for from, more := uint64(0), true; more; {
-			entries, next, err := o.readEntries(page{filter: &f, dead: dead, from: from, until: math.MaxUint64, now: now, most: pageRecords})
+			entries, next, err := o.readEntries(page{filter: &f, dead: dead, from: from, until: math.MaxUint64, now: now, most: pageRecords, bytes: pageBytes})
 			if err != nil {
 				return fmt.Errorf("list outbox in %s: %w", o.st.Path(), err)
 			}
@@ -114,7 +116,7 @@ type page struct {
 	dead        bool
 	from, until uint64 // Seqs
 	now         time.Time
-	most        int // entries
+	most, bytes int // entries, and their bytes, which the last one may pass
 	bodiless    bool
 }
 
@@ -129,7 +131,7 @@ func (o *Outbox) readEntries(p page) (entries []Entry, next uint64, err error) {
 			switch {
 			case seq > p.until:
 				return errStop
-			case read == pageRecords || size > pageBytes || len(entries) == p.most:
+			case read == pageRecords || size > p.bytes || len(entries) == p.most:
 				next = seq
 				return errStop
 			}
@@ -194,8 +196,8 @@ func (f *Filter) selects(e *Entry, now time.Time) bool {
 }
 
 // Requeue moves a dead letter back to the queue, as its newest record: with the same id, a Seq of its own, no attempts, and
-// Queued set to now. It refuses with a *FullError if the destination's cap would be passed, and with ErrNotFound if there is
-// no such dead letter.
+// Queued set to now. It refuses with a *FullError if the destination's cap would be passed, with ErrNotFound if there is
+// no such dead letter, and with ErrDamaged if it can't be read.
 func (o *Outbox) Requeue(seq uint64) (*Commit, error) {
 	value, err := o.claimDead(seq)
 	if err != nil {
@@ -204,7 +206,7 @@ func (o *Outbox) Requeue(seq uint64) (*Commit, error) {
 	d, err := decodeDead(value)
 	if err != nil {
 		o.unclaimDead(seq)
-		return nil, fmt.Errorf("requeue dead letter %d of %s: %w", seq, o.st.Path(), err)
+		return nil, fmt.Errorf("requeue dead letter %d of %s: %w: %w", seq, o.st.Path(), ErrDamaged, err)
 	}
 	r := d.Record
 	r.Queued = o.o.Now()
@@ -217,7 +219,8 @@ func (o *Outbox) Requeue(seq uint64) (*Commit, error) {
 }
 
 // Purge deletes a queued record, or a dead letter if dead is set, for good. Unlike Remove it does not wait for a flush that
-// is needed anyway. The commit's error is ErrNotFound if there is no such record, or no such dead letter.
+// is needed anyway. The commit's error is ErrNotFound if there is no such record, or no such dead letter, and ErrDamaged if
+// it can't be told whose dead letter it is.
 func (o *Outbox) Purge(seq uint64, dead bool) *Commit {
 	if !dead {
 		o.mu.Lock()
@@ -234,7 +237,7 @@ func (o *Outbox) Purge(seq uint64, dead bool) *Commit {
 	name, err := deadDestination(value)
 	if err != nil {
 		o.unclaimDead(seq)
-		return store.Completed(fmt.Errorf("purge dead letter %d of %s: %w", seq, o.st.Path(), err))
+		return store.Completed(fmt.Errorf("purge dead letter %d of %s: %w: %w", seq, o.st.Path(), ErrDamaged, err))
 	}
 	return o.st.Do(store.Request{
 		Ops: []store.Op{{Bucket: deadBucket, Key: key(seq)}},

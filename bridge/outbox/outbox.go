@@ -110,6 +110,8 @@ var (
 	ErrNotFound = errors.New("no such record in the outbox")
 	// ErrFull is what every *FullError is.
 	ErrFull = errors.New("outbox is full")
+	// ErrDamaged: a dead letter can't be read, and nothing was done to it.
+	ErrDamaged = errors.New("damaged dead letter")
 )
 
 // A FullError says which cap kept records from being appended.
@@ -664,6 +666,9 @@ func (o *Outbox) read(seq uint64) (value, state []byte, err error) {
 	}
 	return value, state, err
 }
+
+// Flush returns the commit of a flush after which nothing of what was appended before the call waits in memory.
+func (o *Outbox) Flush() *Commit { return o.st.Do(store.Request{}) }
 
 // Remove takes a delivered record out of the queue. It joins a flush that is needed anyway, or one after 50 ms; if the
 // broker is killed before that, the record is queued again. The commit's error is ErrNotFound if the record isn't queued.

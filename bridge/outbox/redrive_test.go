@@ -109,6 +109,30 @@ func TestSelect(t *testing.T) {
 	}
 }
 
+// TestSelectIsBounded: what is selected at a time fits into the flush window, an entry aside, however many may be taken.
+func TestSelectIsBounded(t *testing.T) {
+	_, ob := open(t, filepath.Join(t.TempDir(), "outbox.db"), outbox.Options{MaxUnflushed: 64 << 10})
+	for range 20 {
+		r := whole()
+		r.Body = make([]byte, 3<<10)
+		commit(t, ob, []outbox.Record{r})
+	}
+	c, all := ob.Begin(), 0
+	for more := true; more; {
+		var found []outbox.Entry
+		var err error
+		if found, c, more, err = ob.Select(outbox.Filter{}, c, 50); err != nil {
+			t.Fatal(err)
+		}
+		if all += len(found); len(found) > 3 {
+			t.Errorf("%d of 3 kB at a time with a window of 64 KiB, want 3 at most", len(found))
+		}
+	}
+	if all != 20 {
+		t.Errorf("%d found, want 20", all)
+	}
+}
+
 // TestPurgeCounts: what is purged gives its space back, is counted once, and wakes those who were refused.
 func TestPurgeCounts(t *testing.T) {
 	r := prometheus.NewRegistry()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -94,12 +95,17 @@ func (c *cli) parseMixed(fs *flag.FlagSet, args []string) (rest []string, code i
 	}
 }
 
-// goOn calls do until all is done.
+// goOn calls do until all is done. A full destination doesn't keep the others
+// from it; the error then is the first of that kind.
 func goOn(r admin.ChangeRequest, each func(admin.Changed), do func(admin.ChangeRequest) (admin.Changed, error)) error {
+	var full error
 	for {
 		done, err := do(r)
 		if done.Destinations != nil {
 			each(done)
+		}
+		if err != nil && done.Next != "" {
+			full, err = cmp.Or(full, err), nil
 		}
 		switch {
 		case err != nil && r.After != "" && errors.Is(err, syscall.ECONNREFUSED):
@@ -107,7 +113,7 @@ func goOn(r admin.ChangeRequest, each func(admin.Changed), do func(admin.ChangeR
 		case err != nil:
 			return err
 		case done.Next == "":
-			return nil
+			return full
 		}
 		r.After = done.Next
 	}
