@@ -75,6 +75,10 @@ type Destination struct {
 	SigningKeys [][]byte
 	// IdempotencyKey sends the webhook-id as Idempotency-Key too.
 	IdempotencyKey bool
+	// TLS is for https alone; zero: the system's CAs, no client certificate. Its
+	// files are read again when they change; while new ones are no good, those
+	// from before stay in use.
+	TLS TLS
 	// Concurrency bounds the attempts under way at a time; 0: 16.
 	Concurrency int
 	// Rate bounds the attempts over time, the breaker's probes included; zero:
@@ -281,6 +285,11 @@ func (b *Bridge) underWay() int {
 		n += f.underWay()
 	}
 	return n
+}
+
+// newSender returns what sends to r over HTTP.
+func (b *Bridge) newSender(r *route, log *slog.Logger) *httpSender {
+	return newHTTPSender(senderOptions{concurrency: r.limit, tls: r.def.TLS, log: log})
 }
 
 // same reports whether two definitions are the same.

@@ -70,7 +70,7 @@ func (f *forwarder) define(r *route) {
 		f.closeSender()
 	}
 	if r.sender = f.bridge.sender; r.sender == nil {
-		r.sender = newHTTPSender(r.limit)
+		r.sender = f.bridge.newSender(r, f.log)
 	}
 	f.route, f.maxAge = r, r.maxAge
 	f.breaker, f.notices = breaker{}, notices{}

@@ -73,6 +73,9 @@ func newRoute(d Destination) (*route, error) {
 	if slices.ContainsFunc(d.SigningKeys, func(k []byte) bool { return len(k) == 0 }) {
 		return nil, errors.New("a signing key is empty")
 	}
+	if d.TLS != (TLS{}) && u.Scheme != "https" {
+		return nil, errors.New("tls is for https alone")
+	}
 	for name, value := range d.Headers {
 		if strings.ContainsAny(name, " :\r\n\x00") || name == "" || strings.ContainsAny(value, "\r\n\x00") {
 			return nil, fmt.Errorf("header %q can't be sent", name) // its value may be a secret

@@ -3,8 +3,10 @@ package bridge
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
@@ -50,30 +52,45 @@ const (
 
 // httpSender is the Sender of one destination, with connections of its own.
 type httpSender struct {
-	client    *resty.Client
-	transport *http.Transport
+	client *resty.Client
+	conns  *connections
 }
 
-// newHTTPSender returns a sender that keeps up to concurrency idle
-// connections. The time for a whole request is the caller's context.
-func newHTTPSender(concurrency int) *httpSender {
-	t := &http.Transport{
-		Proxy:               nil, // never from the environment
-		DialContext:         (&net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second}).DialContext,
-		TLSHandshakeTimeout: tlsTimeout,
-		ForceAttemptHTTP2:   true, // a DialContext of our own turns it off otherwise
-		// A connection that leads nowhere any more is given up, not used again
-		// by every attempt until TCP notices.
-		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
-		MaxIdleConns:           concurrency,
-		MaxIdleConnsPerHost:    concurrency,
-		IdleConnTimeout:        90 * time.Second,
-		MaxResponseHeaderBytes: 64 << 10,
-		DisableCompression:     true, // the answer is drained, not read
+// senderOptions are what an httpSender is made of. Their zero is plain HTTP with
+// no connection kept.
+type senderOptions struct {
+	concurrency int // so many idle connections are kept
+	tls         TLS
+	log         *slog.Logger // nil: no log
+}
+
+// newHTTPSender returns a sender that reads no file and asks nobody before the
+// first request. The time for a whole request is the caller's context.
+func newHTTPSender(o senderOptions) *httpSender {
+	if o.log == nil {
+		o.log = slog.New(slog.DiscardHandler)
 	}
+	dialer := &net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second}
+	conns := newConnections(o.tls, o.log, func(c *tls.Config) *http.Transport {
+		return &http.Transport{
+			Proxy:               nil, // never from the environment
+			DialContext:         dialer.DialContext,
+			TLSClientConfig:     c,
+			TLSHandshakeTimeout: tlsTimeout,
+			ForceAttemptHTTP2:   true, // a DialContext of our own turns it off otherwise
+			// A connection that leads nowhere any more is given up, not used again
+			// by every attempt until TCP notices.
+			HTTP2:                  &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
+			MaxIdleConns:           o.concurrency,
+			MaxIdleConnsPerHost:    o.concurrency,
+			IdleConnTimeout:        90 * time.Second,
+			MaxResponseHeaderBytes: 64 << 10,
+			DisableCompression:     true, // the answer is drained, not read
+		}
+	})
 	// A client of our own: resty's brings a cookie jar.
-	client := &http.Client{Transport: t, CheckRedirect: asItIs}
-	return &httpSender{client: resty.NewWithClient(client), transport: t}
+	client := &http.Client{Transport: conns, CheckRedirect: asItIs}
+	return &httpSender{client: resty.NewWithClient(client), conns: conns}
 }
 
 // asItIs makes a redirect an answer like any other.
@@ -93,7 +110,7 @@ func (s *httpSender) Send(ctx context.Context, r *Request) Response {
 	req.Header = r.Header
 	res, err := req.Execute(r.Method, r.URL)
 	if err != nil {
-		return Response{Err: err, Own: localFault(err, routed)}
+		return Response{Err: err, Own: isOwn(err) || localFault(err, routed)}
 	}
 	answer := res.RawResponse
 	defer answer.Body.Close()
@@ -106,7 +123,7 @@ func (s *httpSender) Send(ctx context.Context, r *Request) Response {
 	return out
 }
 
-func (s *httpSender) close() { s.transport.CloseIdleConnections() }
+func (s *httpSender) close() { s.conns.CloseIdleConnections() }
 
 // retryAfter reads the Retry-After header in either form (RFC 9110 section
 // 10.2.3), within 1 s and 1 h; 0 if it isn't there or makes no sense.

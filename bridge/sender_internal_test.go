@@ -64,7 +64,7 @@ func send(t *testing.T, s Sender, url string, timeout time.Duration) Response {
 }
 
 func newSender(t *testing.T) *httpSender {
-	s := newHTTPSender(4)
+	s := newHTTPSender(senderOptions{concurrency: 4})
 	t.Cleanup(s.close)
 	return s
 }
@@ -152,7 +152,7 @@ func TestSendRequest(t *testing.T) {
 	}))
 	defer srv.Close()
 	s := newSender(t)
-	if s.transport.Proxy != nil { // the environment's doesn't show on loopback
+	if s.conns.current.Load().Proxy != nil { // the environment's doesn't show on loopback
 		t.Error("there is a proxy")
 	}
 	for range 2 {
@@ -257,7 +257,7 @@ func BenchmarkSend(b *testing.B) {
 		_, _ = io.Copy(io.Discard, r.Body)
 	}))
 	defer srv.Close()
-	s := newHTTPSender(64)
+	s := newHTTPSender(senderOptions{concurrency: 64})
 	defer s.close()
 	header := http.Header{"Content-Type": {"application/json"}, "User-Agent": {"throughline"}, "Webhook-Id": {"id-1"}}
 	body := bytes.Repeat([]byte("x"), 600)

@@ -52,6 +52,7 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 	l.destinations[d.Name] = d
 	later := func(key, n *yaml.Node) { f.onlyDefault(key, n, key.Value) }
 	hasURL := false
+	var tlsKey *yaml.Node
 	ok := f.fields(n, "a destination",
 		field{"url", func(_, n *yaml.Node) {
 			hasURL = true
@@ -72,11 +73,18 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 		}},
 		field{"signing", func(key, n *yaml.Node) { d.SigningKeys = l.signing(f, key, n) }},
 		field{"idempotency_key", func(_, n *yaml.Node) { f.bool(n, "idempotency_key", &d.IdempotencyKey) }},
-		field{"path", later}, field{"query", later}, field{"batch", later}, field{"oauth2", later}, field{"tls", later},
+		field{"tls", func(key, n *yaml.Node) {
+			tlsKey = key
+			d.TLS = l.tls(f, key, n)
+		}},
+		field{"path", later}, field{"query", later}, field{"batch", later}, field{"oauth2", later},
 		field{"egress", later}, field{"on_full", later}, field{"max_bytes", later},
 	)
 	if ok && !hasURL {
 		f.fail(key, "missing-key", "", "destination %s needs %s", quote(d.Name), quote("url"))
+	}
+	if tlsKey != nil && strings.HasPrefix(d.URL, "http:") {
+		f.fail(tlsKey, "tls-without-https", "", "tls needs a url that begins with https://, found %s", quote(d.URL))
 	}
 }
 

@@ -30,6 +30,9 @@ type LoadOptions struct {
 	RequireSecrets bool
 	// LookupEnv finds ${env:NAME}; nil is os.LookupEnv.
 	LookupEnv func(string) (string, bool)
+	// CheckTLS says what is wrong with the files that a destination's TLS names. As
+	// with secrets it is a warning unless RequireSecrets. nil: they are not looked at.
+	CheckTLS func(TLS) error
 	// Previous is the set that the new one will replace: its rules hand their
 	// counters on to those of the same name. May be nil.
 	Previous *Set

@@ -139,6 +139,8 @@ type Destination struct {
 	SigningKeys []Secret
 	// IdempotencyKey sends the delivery's id as Idempotency-Key too.
 	IdempotencyKey bool
+	// TLS names files; it is zero but for https.
+	TLS TLS
 	// Ordered is the column whose value is the lane of a delivery; "": no lanes.
 	Ordered     string
 	Concurrency int
@@ -153,6 +155,10 @@ type Rate struct {
 	N   int
 	Per time.Duration
 }
+
+// TLS holds the paths of PEM files, as the broker's working folder sees them;
+// "" is none. CertFile and KeyFile go together.
+type TLS struct{ CAFile, CertFile, KeyFile string }
 
 // TraceBody holds dotted paths; "" is nowhere.
 type TraceBody struct{ SW8, Correlation string }

@@ -172,7 +172,7 @@ func (a *app) loadRules(cfg config, forwarder *bridge.Bridge) (*rules.Keeper, er
 		Paths:    paths,
 		StateDir: cfg.DataDir,
 		Watch:    cfg.Rules.Watch,
-		Load:     rules.LoadOptions{LookupEnv: os.LookupEnv, RequireSecrets: true},
+		Load:     ruleOptions(os.LookupEnv, true),
 		Apply:    func(s *rules.Set) { forwarder.SetDestinations(destinations(s)) },
 		OnReload: told,
 		Logger:   a.log,
@@ -218,6 +218,15 @@ func (a *app) logReload(r rules.Reload) {
 	}
 }
 
+// ruleOptions are how rule files are read, in check as in serve: with what only
+// the bridge can say of a destination.
+func ruleOptions(env func(string) (string, bool), requireSecrets bool) rules.LoadOptions {
+	return rules.LoadOptions{
+		LookupEnv: env, RequireSecrets: requireSecrets,
+		CheckTLS: func(t rules.TLS) error { return bridge.TLS(t).Check() },
+	}
+}
+
 // destinations turns what rule files say into what the bridge sends to.
 func destinations(s *rules.Set) []bridge.Destination {
 	var out []bridge.Destination
@@ -236,6 +245,7 @@ func destinations(s *rules.Set) []bridge.Destination {
 			TraceHeaders:   d.TraceHeaders,
 			SigningKeys:    keys,
 			IdempotencyKey: d.IdempotencyKey,
+			TLS:            bridge.TLS(d.TLS),
 			Concurrency:    d.Concurrency, Rate: bridge.Rate(d.Rate), Timeout: d.Timeout, MaxAge: d.MaxAge, LaneHold: d.LaneHold,
 		})
 	}

@@ -33,7 +33,7 @@ func runCheck(_ context.Context, c *cli, args []string) int {
 		}
 	}
 	if len(paths) > 0 {
-		_, p := rules.Load(paths, rules.LoadOptions{LookupEnv: c.env})
+		_, p := rules.Load(paths, ruleOptions(c.env, false))
 		problems = append(problems, p...)
 	}
 	if err := rules.Print(c.stdout, problems); err != nil {
