@@ -42,6 +42,7 @@ var staysIn = map[string][]string{
 	"google.golang.org/grpc":              {"tracectx/skywalking", "tracectx/tracectxtest"},
 	"github.com/tidwall/gjson":            {"rules", "tracectx", "bridge"},
 	"golang.org/x/time":                   {"bridge"},
+	"golang.org/x/oauth2":                 {"bridge"},
 	"github.com/eclipse/":                 {"cmd/broker"},
 	"github.com/prometheus/client_golang": nil, // everywhere: a registerer is passed in
 }

@@ -75,6 +75,10 @@ type Destination struct {
 	SigningKeys [][]byte
 	// IdempotencyKey sends the webhook-id as Idempotency-Key too.
 	IdempotencyKey bool
+	// Basic and OAuth2 make the Authorization header; nil: Headers may. What OAuth2
+	// fails at is our own side's: see Response.
+	Basic  *BasicAuth
+	OAuth2 *OAuth2
 	// TLS is for https alone; zero: the system's CAs, no client certificate. Its
 	// files are read again when they change; while new ones are no good, those
 	// from before stay in use.
@@ -93,6 +97,9 @@ type Destination struct {
 	// which the breaker is open doesn't count. 0: 1 min.
 	LaneHold time.Duration
 }
+
+// BasicAuth is a name and a password, RFC 7617. The name has no colon.
+type BasicAuth struct{ Username, Password string }
 
 // TraceFields are the paths of the members that carry sw8 and sw8-correlation,
 // dots between nested names; "" is nowhere.
@@ -289,7 +296,9 @@ func (b *Bridge) underWay() int {
 
 // newSender returns what sends to r over HTTP.
 func (b *Bridge) newSender(r *route, log *slog.Logger) *httpSender {
-	return newHTTPSender(senderOptions{concurrency: r.limit, tls: r.def.TLS, log: log})
+	return newHTTPSender(senderOptions{
+		ctx: b.ctx, concurrency: r.limit, tls: r.def.TLS, oauth: r.def.OAuth2, log: log,
+	})
 }
 
 // same reports whether two definitions are the same.

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -33,15 +34,9 @@ type route struct {
 
 // newRoute checks d. The sender is still to be set.
 func newRoute(d Destination) (*route, error) {
-	u, err := url.Parse(d.URL)
+	u, err := parseURL(d.URL)
 	if err != nil {
 		return nil, err
-	}
-	if u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fmt.Errorf("url scheme %q is neither http nor https", u.Scheme)
-	}
-	if u.Hostname() == "" {
-		return nil, errors.New("url has no host")
 	}
 	method := orDefault(d.Method, http.MethodPost)
 	if _, err := http.NewRequestWithContext(context.Background(), method, d.URL, http.NoBody); err != nil {
@@ -82,7 +77,31 @@ func newRoute(d Destination) (*route, error) {
 		}
 		r.header.Set(name, value)
 	}
+	if err := d.OAuth2.check(); err != nil {
+		return nil, err
+	}
+	if d.Basic != nil {
+		if strings.Contains(d.Basic.Username, ":") {
+			return nil, errors.New("a username for basic has no colon")
+		}
+		r.header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(d.Basic.Username+":"+d.Basic.Password)))
+	}
 	return r, nil
+}
+
+// parseURL takes an absolute http or https address.
+func parseURL(text string) (*url.URL, error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	if u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("url scheme %q is neither http nor https", u.Scheme)
+	}
+	if u.Hostname() == "" {
+		return nil, errors.New("url has no host")
+	}
+	return u, nil
 }
 
 func orDefault[T comparable](v, standard T) T {

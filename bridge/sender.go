@@ -17,8 +17,9 @@ import (
 
 // Sender makes one HTTP request. It is called from several goroutines at once.
 type Sender interface {
-	// Send sends r and waits for the answer, until ctx ends at most. It
-	// never retries, follows no redirect, and keeps nothing of r.
+	// Send sends r and waits for the answer, until ctx ends at most. It retries
+	// nothing that the destination may have taken on purpose, follows no redirect,
+	// and keeps nothing of r.
 	Send(ctx context.Context, r *Request) Response
 }
 
@@ -54,13 +55,16 @@ const (
 type httpSender struct {
 	client *resty.Client
 	conns  *connections
+	tokens *tokens // nil: none are needed
 }
 
 // senderOptions are what an httpSender is made of. Their zero is plain HTTP with
 // no connection kept.
 type senderOptions struct {
-	concurrency int // so many idle connections are kept
+	ctx         context.Context // ends what no caller waits for; nil: never
+	concurrency int             // so many idle connections are kept
 	tls         TLS
+	oauth       *OAuth2
 	log         *slog.Logger // nil: no log
 }
 
@@ -69,6 +73,9 @@ type senderOptions struct {
 func newHTTPSender(o senderOptions) *httpSender {
 	if o.log == nil {
 		o.log = slog.New(slog.DiscardHandler)
+	}
+	if o.ctx == nil {
+		o.ctx = context.Background()
 	}
 	dialer := &net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second}
 	conns := newConnections(o.tls, o.log, func(c *tls.Config) *http.Transport {
@@ -90,13 +97,44 @@ func newHTTPSender(o senderOptions) *httpSender {
 	})
 	// A client of our own: resty's brings a cookie jar.
 	client := &http.Client{Transport: conns, CheckRedirect: asItIs}
-	return &httpSender{client: resty.NewWithClient(client), conns: conns}
+	s := &httpSender{client: resty.NewWithClient(client), conns: conns}
+	if o.oauth != nil {
+		s.tokens = newTokens(o.ctx, *o.oauth, &http.Client{Transport: drained{conns}, CheckRedirect: asItIs})
+	}
+	return s
 }
 
 // asItIs makes a redirect an answer like any other.
 func asItIs(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
+// Send implements Sender. A token that was good before and is answered with 401
+// has been revoked: then the request goes out once more, with a new one.
 func (s *httpSender) Send(ctx context.Context, r *Request) Response {
+	if s.tokens == nil {
+		return s.send(ctx, r)
+	}
+	token, err := s.tokens.bearer(ctx)
+	if err != nil {
+		return Response{Err: err, Own: true}
+	}
+	header := r.Header
+	r.Header = header.Clone()
+	r.Header.Set("Authorization", "Bearer "+token.text)
+	res := s.send(ctx, r)
+	if res.Status != http.StatusUnauthorized {
+		return res
+	}
+	s.tokens.refused(token)
+	next, err := s.tokens.bearer(ctx)
+	if err != nil || next.text == token.text {
+		return res
+	}
+	r.Header = header
+	r.Header.Set("Authorization", "Bearer "+next.text)
+	return s.send(ctx, r)
+}
+
+func (s *httpSender) send(ctx context.Context, r *Request) Response {
 	// The key with a nil value is not sent. It tells the transport that the
 	// request may be repeated, so that a keep-alive connection which the
 	// server has just closed costs nothing: the same request goes out on

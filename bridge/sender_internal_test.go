@@ -52,6 +52,29 @@ func readRequest(r *bufio.Reader) (*http.Request, string, error) {
 	return req, string(body), err
 }
 
+// endlessBody answers with a body that has no end.
+func endlessBody(_ int, c *net.TCPConn) {
+	_, _, _ = readRequest(bufio.NewReader(c))
+	_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+	for {
+		if _, err := fmt.Fprintf(c, "%01000d", 1); err != nil {
+			return
+		}
+	}
+}
+
+// trickle answers with first, and then with next over and over, a little at a time.
+func trickle(first, next string) func(int, *net.TCPConn) {
+	return func(_ int, c *net.TCPConn) {
+		_, _, _ = readRequest(bufio.NewReader(c))
+		_, err := io.WriteString(c, first)
+		for err == nil {
+			time.Sleep(5 * time.Millisecond)
+			_, err = io.WriteString(c, next)
+		}
+	}
+}
+
 func send(t *testing.T, s Sender, url string, timeout time.Duration) Response {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -113,6 +136,11 @@ func TestSendToBadWebhook(t *testing.T) {
 			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nok")
 			<-hang
 		}), 100 * time.Millisecond, Success, ""},
+		{"endless body", rawServer(t, endlessBody), time.Minute, Success, ""},
+		{"trickling body", rawServer(t, trickle("HTTP/1.1 200 OK\r\n\r\n", "x")), 200 * time.Millisecond, Success, ""},
+		{"trickling chunks", rawServer(t, trickle("HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n")), 200 * time.Millisecond, Retry, "answered 503 Service Unavailable"},
+		{"trickling header", rawServer(t, trickle("HTTP/1.1 200 OK\r\nX-A: ", "x")), 200 * time.Millisecond, Retry, "timed out"},
+		{"informational answers without end", rawServer(t, trickle("", "HTTP/1.1 103 Early Hints\r\n\r\n")), time.Minute, Retry, ""},
 		{"no HTTP", answer("220 smtp.example ESMTP\r\n"), time.Minute, Retry, ""},
 		{"header without end", rawServer(t, func(_ int, c *net.TCPConn) {
 			_, _, _ = readRequest(bufio.NewReader(c))

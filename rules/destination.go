@@ -53,13 +53,14 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 	later := func(key, n *yaml.Node) { f.onlyDefault(key, n, key.Value) }
 	hasURL := false
 	var tlsKey *yaml.Node
+	var shown credentials
 	ok := f.fields(n, "a destination",
 		field{"url", func(_, n *yaml.Node) {
 			hasURL = true
-			d.URL = f.url(n)
+			d.URL = f.url(n, `write them under basic: {username: ..., password: "${file:...}"}`)
 		}},
 		field{"method", func(_, n *yaml.Node) { f.oneOf(n, "method", &d.Method, "POST", "PUT") }},
-		field{"headers", func(_, n *yaml.Node) { d.Headers = l.headers(f, n) }},
+		field{"headers", func(_, n *yaml.Node) { d.Headers = l.headers(f, n, &shown) }},
 		field{"trace", func(_, n *yaml.Node) { d.trace(n) }},
 		field{"ordered", func(_, n *yaml.Node) { d.ordered(n) }},
 		field{"concurrency", func(_, n *yaml.Node) { f.int(n, "concurrency", 1, maxConcurrency, &d.Concurrency) }},
@@ -73,11 +74,19 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 		}},
 		field{"signing", func(key, n *yaml.Node) { d.SigningKeys = l.signing(f, key, n) }},
 		field{"idempotency_key", func(_, n *yaml.Node) { f.bool(n, "idempotency_key", &d.IdempotencyKey) }},
+		field{"basic", func(key, n *yaml.Node) {
+			shown.take(f, key, "basic")
+			d.Basic = l.basic(f, key, n)
+		}},
+		field{"oauth2", func(key, n *yaml.Node) {
+			shown.take(f, key, "oauth2")
+			d.OAuth2 = l.oauth2(f, key, n)
+		}},
 		field{"tls", func(key, n *yaml.Node) {
 			tlsKey = key
 			d.TLS = l.tls(f, key, n)
 		}},
-		field{"path", later}, field{"query", later}, field{"batch", later}, field{"oauth2", later},
+		field{"path", later}, field{"query", later}, field{"batch", later},
 		field{"egress", later}, field{"on_full", later}, field{"max_bytes", later},
 	)
 	if ok && !hasURL {
@@ -133,7 +142,8 @@ func (f *file) oneOf(n *yaml.Node, what string, into *string, allowed ...string)
 }
 
 // url takes an absolute http or https address without credentials or variables.
-func (f *file) url(n *yaml.Node) string {
+// hint says where credentials belong.
+func (f *file) url(n *yaml.Node, hint string) string {
 	text, ok := f.text(n, "url")
 	if !ok {
 		return ""
@@ -157,10 +167,12 @@ func (f *file) url(n *yaml.Node) string {
 	case u.Port() != "" && !isPort(u.Port()):
 		return bad("", "the url has no such port: %s", quote(text))
 	case u.User != nil:
-		bad("send them in a header: Authorization: \"Basic ${file:...}\"", "credentials do not belong into a url")
-		shown := &f.problems[len(f.problems)-1].Source
-		*shown = strings.Replace(*shown, u.User.String(), strings.Repeat("*", len(u.User.String())), 1)
-		return ""
+		_, rest, _ := strings.Cut(text, "//")
+		host, _, _ := strings.Cut(rest, "/") // net/url ends it there too, or at a ? or #
+		if at := strings.LastIndexByte(host, '@'); at > 0 {
+			f.hidden = append(f.hidden, host[:at])
+		}
+		return bad(hint, "credentials do not belong into a url")
 	case u.Fragment != "":
 		return bad("", "a url to send to has no fragment: %s", quote("#"+u.Fragment))
 	}
@@ -221,7 +233,7 @@ var ownHeaders = []string{
 	"Webhook-Id", "Webhook-Timestamp", "Webhook-Signature", "X-Throughline-Attempt", "Idempotency-Key", "Sw8", "Sw8-Correlation", "Sw8-X",
 }
 
-func (l *loader) headers(f *file, n *yaml.Node) []Header {
+func (l *loader) headers(f *file, n *yaml.Node, shown *credentials) []Header {
 	var headers []Header
 	f.mapping(n, "headers", func(key, val *yaml.Node) {
 		name := textproto.CanonicalMIMEHeaderKey(key.Value)
@@ -235,6 +247,9 @@ func (l *loader) headers(f *file, n *yaml.Node) []Header {
 		case slices.ContainsFunc(headers, func(h Header) bool { return h.Name == name }):
 			f.fail(key, "doubled-key", "", "doubled header %s", quote(key.Value))
 			return
+		}
+		if name == "Authorization" {
+			shown.take(f, key, "headers.Authorization")
 		}
 		if text, ok := f.text(val, "a header"); ok {
 			headers = append(headers, Header{Name: name, Value: l.secret(f, val, text)})
@@ -271,7 +286,7 @@ func (l *loader) secret(f *file, n *yaml.Node, text string) Secret {
 		at += length
 	}
 	if strings.ContainsFunc(b.String(), func(r rune) bool { return unicode.IsControl(r) && r != '\t' }) {
-		f.fail(n, "bad-header", "", "a header cannot hold line breaks or control characters")
+		f.fail(n, "bad-header", "", "a header or a credential cannot hold line breaks or control characters")
 	}
 	return Secret{b.String()}
 }
@@ -279,7 +294,7 @@ func (l *loader) secret(f *file, n *yaml.Node, text string) Secret {
 func (l *loader) secretPart(f *file, n *yaml.Node, where span, name string) string {
 	text, known, err := findSecret(name, filepath.Dir(f.path), l.options.LookupEnv)
 	if !known {
-		f.within(n, diagnostic{span: where, name: "not-supported-yet", message: "a variable in a header is not supported yet", hint: "secrets are written ${env:NAME} or ${file:PATH}"})
+		f.within(n, diagnostic{span: where, name: "not-supported-yet", message: "a variable here is not supported yet", hint: "secrets are written ${env:NAME} or ${file:PATH}"})
 	}
 	if err != nil {
 		d := diagnostic{span: where, severity: Warning, name: "missing-secret", message: err.Error()}

@@ -139,6 +139,10 @@ type Destination struct {
 	SigningKeys []Secret
 	// IdempotencyKey sends the delivery's id as Idempotency-Key too.
 	IdempotencyKey bool
+	// Basic and OAuth2 make the header Authorization; nil: they don't. One of them
+	// is set at most, and then Headers has no such header.
+	Basic  *Basic
+	OAuth2 *OAuth2
 	// TLS names files; it is zero but for https.
 	TLS TLS
 	// Ordered is the column whose value is the lane of a delivery; "": no lanes.
@@ -154,6 +158,17 @@ type Destination struct {
 type Rate struct {
 	N   int
 	Per time.Duration
+}
+
+// Basic is a name and a password; the name may come from where secrets do.
+type Basic struct{ Username, Password Secret }
+
+// OAuth2 is what tokens are asked for with, RFC 6749 section 4.4.
+type OAuth2 struct {
+	TokenURL     string // http or https, no credentials
+	ClientID     Secret // may come from where secrets do
+	ClientSecret Secret
+	Scopes       []string // nil: none are asked for
 }
 
 // TLS holds the paths of PEM files, as the broker's working folder sees them;

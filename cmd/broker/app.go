@@ -245,11 +245,27 @@ func destinations(s *rules.Set) []bridge.Destination {
 			TraceHeaders:   d.TraceHeaders,
 			SigningKeys:    keys,
 			IdempotencyKey: d.IdempotencyKey,
+			Basic:          basicOf(d.Basic),
+			OAuth2:         oauth2Of(d.OAuth2),
 			TLS:            bridge.TLS(d.TLS),
 			Concurrency:    d.Concurrency, Rate: bridge.Rate(d.Rate), Timeout: d.Timeout, MaxAge: d.MaxAge, LaneHold: d.LaneHold,
 		})
 	}
 	return out
+}
+
+func basicOf(b *rules.Basic) *bridge.BasicAuth {
+	if b == nil {
+		return nil
+	}
+	return &bridge.BasicAuth{Username: b.Username.Reveal(), Password: b.Password.Reveal()}
+}
+
+func oauth2Of(o *rules.OAuth2) *bridge.OAuth2 {
+	if o == nil {
+		return nil
+	}
+	return &bridge.OAuth2{TokenURL: o.TokenURL, ClientID: o.ClientID.Reveal(), ClientSecret: o.ClientSecret.Reveal(), Scopes: o.Scopes}
 }
 
 func (a *app) startServer(cfg config, forwarder *bridge.Bridge, queue *outbox.Outbox, tracer tracectx.Tracer) error {
