@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"reflect"
 	"sync"
 	"time"
@@ -83,6 +84,9 @@ type Destination struct {
 	// files are read again when they change; while new ones are no good, those
 	// from before stay in use.
 	TLS TLS
+	// Egress is checked for each address that is dialled, after DNS, those of
+	// OAuth2's token endpoint too.
+	Egress Egress
 	// Concurrency bounds the attempts under way at a time; 0: 16.
 	Concurrency int
 	// Rate bounds the attempts over time, the breaker's probes included; zero:
@@ -118,10 +122,13 @@ type Options struct {
 	Tracer tracectx.Tracer
 	// Sender sends for all destinations; nil: over HTTP, with connections of
 	// its own for each destination.
-	Sender     Sender
-	Logger     *slog.Logger          // nil: no log
-	Registerer prometheus.Registerer // nil: no metrics
-	Schedule   Schedule              // zero: the default one
+	Sender Sender
+	// OwnAddresses are those of the broker's admin API, which no destination may
+	// be at; an unspecified one stands for all of this host.
+	OwnAddresses []netip.AddrPort
+	Logger       *slog.Logger          // nil: no log
+	Registerer   prometheus.Registerer // nil: no metrics
+	Schedule     Schedule              // zero: the default one
 	// Rand yields the jitter, values in [0, 1), and is safe for concurrent
 	// use; nil: random.
 	Rand func() float64
@@ -132,6 +139,7 @@ type Bridge struct {
 	queue    Queue
 	tracer   tracectx.Tracer
 	sender   Sender
+	own      []netip.AddrPort
 	log      *slog.Logger
 	metrics  *metrics
 	schedule Schedule
@@ -165,6 +173,7 @@ func New(o Options) (*Bridge, error) {
 		queue:      o.Queue,
 		tracer:     o.Tracer,
 		sender:     o.Sender,
+		own:        o.OwnAddresses,
 		log:        o.Logger,
 		metrics:    m,
 		schedule:   o.Schedule.orDefault(),
@@ -297,7 +306,7 @@ func (b *Bridge) underWay() int {
 // newSender returns what sends to r over HTTP.
 func (b *Bridge) newSender(r *route, log *slog.Logger) *httpSender {
 	return newHTTPSender(senderOptions{
-		ctx: b.ctx, concurrency: r.limit, tls: r.def.TLS, oauth: r.def.OAuth2, log: log,
+		ctx: b.ctx, concurrency: r.limit, tls: r.def.TLS, oauth: r.def.OAuth2, egress: r.def.Egress, own: b.own, log: log,
 	})
 }
 

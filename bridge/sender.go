@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -65,7 +66,10 @@ type senderOptions struct {
 	concurrency int             // so many idle connections are kept
 	tls         TLS
 	oauth       *OAuth2
-	log         *slog.Logger // nil: no log
+	egress      Egress
+	own         []netip.AddrPort // as in Options.OwnAddresses
+	resolver    *net.Resolver    // nil: the system's
+	log         *slog.Logger     // nil: no log
 }
 
 // newHTTPSender returns a sender that reads no file and asks nobody before the
@@ -77,7 +81,7 @@ func newHTTPSender(o senderOptions) *httpSender {
 	if o.ctx == nil {
 		o.ctx = context.Background()
 	}
-	dialer := &net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second}
+	dialer := &net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second, Resolver: o.resolver, Control: o.egress.guard(o.own)}
 	conns := newConnections(o.tls, o.log, func(c *tls.Config) *http.Transport {
 		return &http.Transport{
 			Proxy:               nil, // never from the environment

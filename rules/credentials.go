@@ -68,12 +68,15 @@ func (l *loader) basic(f *file, key, n *yaml.Node) *Basic {
 	return b
 }
 
-// oauth2 reads what tokens are asked for with.
-func (l *loader) oauth2(f *file, key, n *yaml.Node) *OAuth2 {
+// oauth2 reads what tokens are asked for with, and where.
+func (l *loader) oauth2(f *file, key, n *yaml.Node) (*OAuth2, reached) {
 	f.hideBut(n, "token_url", "client_id", "scopes")
-	o := &OAuth2{}
+	o, at := &OAuth2{}, reached{}
 	if !f.fields(n, "oauth2",
-		field{"token_url", func(_, n *yaml.Node) { o.TokenURL = f.url(n, "they are client_id and client_secret") }},
+		field{"token_url", func(_, n *yaml.Node) {
+			o.TokenURL = f.url(n, "they are client_id and client_secret")
+			at = reached{o.TokenURL, n}
+		}},
 		field{"client_id", func(_, n *yaml.Node) { o.ClientID = l.identity(f, n, "client_id") }},
 		field{"client_secret", func(_, n *yaml.Node) { o.ClientSecret = l.secretAlone(f, n, "client_secret") }},
 		field{"scopes", func(_, n *yaml.Node) {
@@ -86,10 +89,10 @@ func (l *loader) oauth2(f *file, key, n *yaml.Node) *OAuth2 {
 			})
 		}},
 	) {
-		return nil
+		return nil, reached{}
 	}
 	f.required(key, n, "oauth2", "token_url", "client_id", "client_secret")
-	return o
+	return o, at
 }
 
 // isScope is the grammar of a scope, RFC 6749 section 3.3.

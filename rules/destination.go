@@ -34,7 +34,6 @@ var laneColumns = []string{"clientid", "username", "topic", "peerhost", "peernam
 // a key that asks for nothing else is accepted.
 var unsupportedDefaults = map[string]string{
 	"batch.max": "1", "batch.linger": "0s", "on_full": "refuse",
-	"egress.deny": "[]", "egress.allow": "[]",
 }
 
 func (l *loader) destination(f *file, key, n *yaml.Node) {
@@ -51,6 +50,7 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 	}
 	l.destinations[d.Name] = d
 	later := func(key, n *yaml.Node) { f.onlyDefault(key, n, key.Value) }
+	var urls []reached
 	hasURL := false
 	var tlsKey *yaml.Node
 	var shown credentials
@@ -58,6 +58,7 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 		field{"url", func(_, n *yaml.Node) {
 			hasURL = true
 			d.URL = f.url(n, `write them under basic: {username: ..., password: "${file:...}"}`)
+			urls = append(urls, reached{d.URL, n})
 		}},
 		field{"method", func(_, n *yaml.Node) { f.oneOf(n, "method", &d.Method, "POST", "PUT") }},
 		field{"headers", func(_, n *yaml.Node) { d.Headers = l.headers(f, n, &shown) }},
@@ -80,17 +81,23 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 		}},
 		field{"oauth2", func(key, n *yaml.Node) {
 			shown.take(f, key, "oauth2")
-			d.OAuth2 = l.oauth2(f, key, n)
+			var at reached
+			d.OAuth2, at = l.oauth2(f, key, n)
+			urls = append(urls, at)
 		}},
 		field{"tls", func(key, n *yaml.Node) {
 			tlsKey = key
 			d.TLS = l.tls(f, key, n)
 		}},
 		field{"path", later}, field{"query", later}, field{"batch", later},
-		field{"egress", later}, field{"on_full", later}, field{"max_bytes", later},
+		field{"egress", func(_, n *yaml.Node) { d.Egress = f.egress(n) }},
+		field{"on_full", later}, field{"max_bytes", later},
 	)
 	if ok && !hasURL {
 		f.fail(key, "missing-key", "", "destination %s needs %s", quote(d.Name), quote("url"))
+	}
+	for _, u := range urls {
+		l.open(f, u, d.Egress)
 	}
 	if tlsKey != nil && strings.HasPrefix(d.URL, "http:") {
 		f.fail(tlsKey, "tls-without-https", "", "tls needs a url that begins with https://, found %s", quote(d.URL))

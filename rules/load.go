@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,6 +34,9 @@ type LoadOptions struct {
 	// CheckTLS says what is wrong with the files that a destination's TLS names. As
 	// with secrets it is a warning unless RequireSecrets. nil: they are not looked at.
 	CheckTLS func(TLS) error
+	// CheckAddress says why a destination that has this address in a url can't be
+	// reached there. nil: anything can.
+	CheckAddress func(netip.AddrPort, Egress) error
 	// Previous is the set that the new one will replace: its rules hand their
 	// counters on to those of the same name. May be nil.
 	Previous *Set

@@ -2,6 +2,7 @@ package rules
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -145,6 +146,8 @@ type Destination struct {
 	OAuth2 *OAuth2
 	// TLS names files; it is zero but for https.
 	TLS TLS
+	// Egress closes addresses, and opens what it has closed.
+	Egress Egress
 	// Ordered is the column whose value is the lane of a delivery; "": no lanes.
 	Ordered     string
 	Concurrency int
@@ -174,6 +177,10 @@ type OAuth2 struct {
 // TLS holds the paths of PEM files, as the broker's working folder sees them;
 // "" is none. CertFile and KeyFile go together.
 type TLS struct{ CAFile, CertFile, KeyFile string }
+
+// Egress holds masked prefixes; those of IPv4 are not in their IPv6 form. What
+// Allow holds is open even if Deny holds it too.
+type Egress struct{ Deny, Allow []netip.Prefix }
 
 // TraceBody holds dotted paths; "" is nowhere.
 type TraceBody struct{ SW8, Correlation string }

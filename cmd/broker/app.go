@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -32,14 +33,15 @@ const storeFile = "throughline.db"
 // app is the running broker. It is started from the disk outwards and stopped in
 // the reverse order.
 type app struct {
-	log      *slog.Logger
-	registry *prometheus.Registry
-	draining atomic.Bool
-	keeper   *rules.Keeper
-	server   *hooks.Server
-	adminLn  net.Listener
-	failed   chan error // gets what ended the app from inside, once
-	steps    []step     // in the order of stopping
+	log       *slog.Logger
+	registry  *prometheus.Registry
+	draining  atomic.Bool
+	keeper    *rules.Keeper
+	server    *hooks.Server
+	adminLn   net.Listener
+	stopAdmin func(context.Context) error
+	failed    chan error // gets what ended the app from inside, once
+	steps     []step     // in the order of stopping
 }
 
 // step is one named part of the stop.
@@ -69,7 +71,13 @@ func startApp(ctx context.Context, cfg config, log *slog.Logger) (_ *app, err er
 	if err != nil {
 		return nil, err
 	}
-	forwarder, err := bridge.New(bridge.Options{Queue: queue, Tracer: tracer, Logger: log, Registerer: a.registry})
+	// Before deliveries begin: no destination may be the admin API.
+	if err := a.listenAdmin(ctx, cfg.Admin); err != nil {
+		return nil, err
+	}
+	forwarder, err := bridge.New(bridge.Options{
+		Queue: queue, Tracer: tracer, OwnAddresses: ownAddresses(a.adminAddress()), Logger: log, Registerer: a.registry,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -81,9 +89,7 @@ func startApp(ctx context.Context, cfg config, log *slog.Logger) (_ *app, err er
 		return nil, err
 	}
 	if cfg.Admin.Address != "" {
-		if err := a.startAdmin(ctx, cfg.Admin, bridge.NewOperator(queue, forwarder)); err != nil {
-			return nil, err
-		}
+		a.startAdmin(cfg.Admin, bridge.NewOperator(queue, forwarder))
 	}
 	log.Info("broker is ready", "version", version(), "mqtt", a.server.Addresses(), "admin", a.adminAddress(),
 		"rules", len(a.keeper.Current().Rules()), "records_waiting", queue.Stats().Records)
@@ -172,7 +178,7 @@ func (a *app) loadRules(cfg config, forwarder *bridge.Bridge) (*rules.Keeper, er
 		Paths:    paths,
 		StateDir: cfg.DataDir,
 		Watch:    cfg.Rules.Watch,
-		Load:     ruleOptions(os.LookupEnv, true),
+		Load:     ruleOptions(os.LookupEnv, true, ownAddresses(a.adminAddress())),
 		Apply:    func(s *rules.Set) { forwarder.SetDestinations(destinations(s)) },
 		OnReload: told,
 		Logger:   a.log,
@@ -219,11 +225,12 @@ func (a *app) logReload(r rules.Reload) {
 }
 
 // ruleOptions are how rule files are read, in check as in serve: with what only
-// the bridge can say of a destination.
-func ruleOptions(env func(string) (string, bool), requireSecrets bool) rules.LoadOptions {
+// the bridge can say of a destination. own are the broker's own addresses.
+func ruleOptions(env func(string) (string, bool), requireSecrets bool, own []netip.AddrPort) rules.LoadOptions {
 	return rules.LoadOptions{
 		LookupEnv: env, RequireSecrets: requireSecrets,
-		CheckTLS: func(t rules.TLS) error { return bridge.TLS(t).Check() },
+		CheckTLS:     func(t rules.TLS) error { return bridge.TLS(t).Check() },
+		CheckAddress: func(to netip.AddrPort, e rules.Egress) error { return bridge.Egress(e).Check(to, own) },
 	}
 }
 
@@ -248,6 +255,7 @@ func destinations(s *rules.Set) []bridge.Destination {
 			Basic:          basicOf(d.Basic),
 			OAuth2:         oauth2Of(d.OAuth2),
 			TLS:            bridge.TLS(d.TLS),
+			Egress:         bridge.Egress(d.Egress),
 			Concurrency:    d.Concurrency, Rate: bridge.Rate(d.Rate), Timeout: d.Timeout, MaxAge: d.MaxAge, LaneHold: d.LaneHold,
 		})
 	}
@@ -305,12 +313,32 @@ func (a *app) startServer(cfg config, forwarder *bridge.Bridge, queue *outbox.Ou
 	return nil
 }
 
-func (a *app) startAdmin(ctx context.Context, c adminConfig, queue *bridge.Operator) error {
-	var listen net.ListenConfig
-	var err error
-	if a.adminLn, err = listen.Listen(ctx, "tcp", c.Address); err != nil {
+// listenAdmin takes the admin API's address; nobody is answered yet.
+func (a *app) listenAdmin(ctx context.Context, c adminConfig) error {
+	if c.Address == "" {
+		return nil
+	}
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.Address)
+	if err != nil {
 		return fmt.Errorf("admin API: %w", err)
 	}
+	a.adminLn = ln
+	a.stopAdmin = func(context.Context) error { return ln.Close() }
+	a.steps = append(a.steps, step{"admin", 2 * time.Second, func(ctx context.Context) error { return a.stopAdmin(ctx) }})
+	return nil
+}
+
+// ownAddresses is an address of ours as no destination may have it; nil if it is
+// none, or one by name.
+func ownAddresses(address string) []netip.AddrPort {
+	a, err := netip.ParseAddrPort(address)
+	if err != nil || a.Port() == 0 {
+		return nil
+	}
+	return []netip.AddrPort{a}
+}
+
+func (a *app) startAdmin(c adminConfig, queue *bridge.Operator) {
 	s := admin.Server(admin.New(admin.Options{
 		Hosts: c.Hosts, Token: c.Token, Ready: a.ready, Metrics: a.registry, Outbox: queue, Rules: a.keeper, Logger: a.log,
 	}), a.log)
@@ -322,8 +350,7 @@ func (a *app) startAdmin(ctx context.Context, c adminConfig, queue *bridge.Opera
 			}
 		}
 	}()
-	a.steps = append(a.steps, step{"admin", 2 * time.Second, s.Shutdown})
-	return nil
+	a.stopAdmin = s.Shutdown
 }
 
 // ready is nil while clients can connect. It says nothing about destinations: a

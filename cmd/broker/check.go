@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 
@@ -25,15 +26,17 @@ func runCheck(_ context.Context, c *cli, args []string) int {
 		paths = []string{"rules.d"}
 	}
 	var problems []rules.Problem
+	var own []netip.AddrPort
 	if *file != "" {
 		cfg, p := loadConfig(*file, loadOptions{Env: c.env})
 		problems = append(problems, p...)
+		own = ownAddresses(cfg.Admin.Address)
 		if cfg.Rules.Dir != "" && !hasErrorNamed(p, "rules-dir") {
 			paths = append(paths, cfg.Rules.Dir)
 		}
 	}
 	if len(paths) > 0 {
-		_, p := rules.Load(paths, ruleOptions(c.env, false))
+		_, p := rules.Load(paths, ruleOptions(c.env, false, own))
 		problems = append(problems, p...)
 	}
 	if err := rules.Print(c.stdout, problems); err != nil {
