@@ -85,6 +85,7 @@ func (f *forwarder) attempt(r *route, rec *Record) attempted {
 	limited, cancel := context.WithTimeout(f.bridge.ctx, r.timeout)
 	defer cancel()
 	a.res = r.sender.Send(limited, &Request{Method: r.method, URL: r.url, Header: header, Body: body})
+	f.unauthorized(a.res)
 
 	if a.res.Status != 0 {
 		status := strconv.Itoa(a.res.Status)

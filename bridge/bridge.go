@@ -123,6 +123,11 @@ type Options struct {
 	// Sender sends for all destinations; nil: over HTTP, with connections of
 	// its own for each destination.
 	Sender Sender
+	// Unauthorized is called when a destination has answered 401 or 407, or its token
+	// endpoint has refused us: what it is shown may have been replaced. It is called
+	// in a goroutine of its own, in which it may call SetDestinations; for each
+	// destination at most once in 10 s. nil: nothing is done.
+	Unauthorized func(destination string)
 	// OwnAddresses are those of the broker's admin API, which no destination may
 	// be at; an unspecified one stands for all of this host.
 	OwnAddresses []netip.AddrPort
@@ -136,14 +141,15 @@ type Options struct {
 
 // Bridge forwards records to destinations. Its methods are safe for concurrent use.
 type Bridge struct {
-	queue    Queue
-	tracer   tracectx.Tracer
-	sender   Sender
-	own      []netip.AddrPort
-	log      *slog.Logger
-	metrics  *metrics
-	schedule Schedule
-	random   func() float64
+	queue        Queue
+	tracer       tracectx.Tracer
+	sender       Sender
+	own          []netip.AddrPort
+	unauthorized func(string)
+	log          *slog.Logger
+	metrics      *metrics
+	schedule     Schedule
+	random       func() float64
 
 	attempts sync.WaitGroup  // the goroutines that make them
 	ctx      context.Context // of all attempts
@@ -170,15 +176,16 @@ func New(o Options) (*Bridge, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	b := &Bridge{
-		queue:      o.Queue,
-		tracer:     o.Tracer,
-		sender:     o.Sender,
-		own:        o.OwnAddresses,
-		log:        o.Logger,
-		metrics:    m,
-		schedule:   o.Schedule.orDefault(),
-		random:     randomOrDefault(o.Rand),
-		forwarders: map[string]*forwarder{},
+		queue:        o.Queue,
+		tracer:       o.Tracer,
+		sender:       o.Sender,
+		own:          o.OwnAddresses,
+		unauthorized: o.Unauthorized,
+		log:          o.Logger,
+		metrics:      m,
+		schedule:     o.Schedule.orDefault(),
+		random:       randomOrDefault(o.Rand),
+		forwarders:   map[string]*forwarder{},
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b, nil

@@ -28,8 +28,9 @@ type forwarder struct {
 	limiter limiter
 	notices notices
 	grace   grace
-	active  int // goroutines
-	buried  int // bytes of dead letters whose flush nobody has waited for
+	active  int       // goroutines
+	told    time.Time // when Options.Unauthorized was last called; zero: never
+	buried  int       // bytes of dead letters whose flush nobody has waited for
 	stopped bool
 
 	timer *time.Timer

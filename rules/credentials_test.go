@@ -63,7 +63,9 @@ destinations:
 
 	for require, loads := range map[bool]bool{false: true, true: false} {
 		set, problems := load(require, errors.New("ca.pem: no good"))
-		tls := func(p rules.Problem) bool { return p.Name == "bad-tls-file" && p.Line == 6 && p.Message == "ca.pem: no good" }
+		tls := func(p rules.Problem) bool {
+			return p.Name == "bad-tls-file" && p.Line == 6 && p.Message == "ca.pem: no good"
+		}
 		found := 0
 		for _, p := range problems {
 			if tls(p) {

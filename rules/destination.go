@@ -49,6 +49,7 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 		return
 	}
 	l.destinations[d.Name] = d
+	l.reading = d.Name
 	later := func(key, n *yaml.Node) { f.onlyDefault(key, n, key.Value) }
 	var urls []reached
 	hasURL := false
@@ -299,7 +300,7 @@ func (l *loader) secret(f *file, n *yaml.Node, text string) Secret {
 }
 
 func (l *loader) secretPart(f *file, n *yaml.Node, where span, name string) string {
-	text, known, err := findSecret(name, filepath.Dir(f.path), l.options.LookupEnv)
+	text, known, err := l.findSecret(name, filepath.Dir(f.path))
 	if !known {
 		f.within(n, diagnostic{span: where, name: "not-supported-yet", message: "a variable here is not supported yet", hint: "secrets are written ${env:NAME} or ${file:PATH}"})
 	}

@@ -40,6 +40,10 @@ type LoadOptions struct {
 	// Previous is the set that the new one will replace: its rules hand their
 	// counters on to those of the same name. May be nil.
 	Previous *Set
+
+	// reread is the destination whose secrets alone are read: what a secret was in
+	// Previous holds for all others, and where one can't be read. "": all are read.
+	reread string
 }
 
 // Load reads rule files: the files named, and *.yaml and *.yml within the folders
@@ -78,7 +82,9 @@ func build(texts []fileText, o LoadOptions) (*Set, []Problem) {
 	if HasErrors(problems) {
 		return nil, problems
 	}
-	return newSet(generation(texts), l.ruleList(), l.destinationList()), problems
+	set := newSet(generation(texts), l.ruleList(), l.destinationList())
+	set.secrets = l.secrets
+	return set, problems
 }
 
 // generation is a hash over the names and contents of files, wherever the folder

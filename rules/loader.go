@@ -19,6 +19,8 @@ type loader struct {
 	destinations map[string]*destinationDecl
 	rules        map[string]*ruleDecl
 	order        []*ruleDecl // as read
+	reading      string      // the destination that is being read
+	secrets      map[secretRef]string
 }
 
 type destinationDecl struct {
@@ -47,7 +49,7 @@ func newLoader(o LoadOptions) *loader {
 	if o.LookupEnv == nil {
 		o.LookupEnv = os.LookupEnv
 	}
-	return &loader{options: o, destinations: make(map[string]*destinationDecl), rules: make(map[string]*ruleDecl)}
+	return &loader{options: o, destinations: make(map[string]*destinationDecl), rules: make(map[string]*ruleDecl), secrets: make(map[secretRef]string)}
 }
 
 func (l *loader) read(t fileText) {

@@ -78,6 +78,28 @@ func findSecret(name, dir string, lookupEnv func(string) (string, bool)) (value 
 	return "", false, nil
 }
 
+// secretRef is a secret as one destination names it.
+type secretRef struct{ destination, name string }
+
+// findSecret is that of the destination which is being read. It remembers what it
+// found, and while another destination is read again it tells what that was.
+func (l *loader) findSecret(name, dir string) (value string, known bool, err error) {
+	ref := secretRef{l.reading, name}
+	old, had := "", false
+	if l.options.reread != "" && l.options.Previous != nil {
+		old, had = l.options.Previous.secrets[ref]
+	}
+	if had && l.reading != l.options.reread {
+		value, known = old, true
+	} else if value, known, err = findSecret(name, dir, l.options.LookupEnv); err != nil && had {
+		value, err = old, nil
+	}
+	if known && err == nil {
+		l.secrets[ref] = value
+	}
+	return value, known, err
+}
+
 // maxSecret bounds a secret's file, in bytes.
 const maxSecret = 64 << 10
 

@@ -16,6 +16,7 @@ type Set struct {
 	rules        []*Rule
 	destinations []Destination
 	index        *topicIndex
+	secrets      map[secretRef]string
 	envs         sync.Pool // of *env
 }
 

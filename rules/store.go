@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,7 +23,8 @@ type Keeper struct {
 	current atomic.Pointer[Set]
 	mu      sync.Mutex // one reload at a time
 	last    atomic.Pointer[Reload]
-	watcher *watcher // nil: not watching
+	watcher *watcher   // nil: not watching
+	texts   []fileText // of the set in use
 }
 
 // KeeperOptions say what a Keeper keeps.
@@ -143,10 +145,10 @@ func (k *Keeper) load(first bool) Reload {
 	switch {
 	case r.OK:
 		r.Err = k.keep(texts)
-		k.use(set)
+		k.use(set, texts)
 	case first:
-		if set, err := k.kept(o); err == nil {
-			k.use(set)
+		if set, texts, err := k.kept(o); err == nil {
+			k.use(set, texts)
 			r.Fallback = true
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			r.Err = err
@@ -161,7 +163,31 @@ func (k *Keeper) load(first bool) Reload {
 	return r
 }
 
-func (k *Keeper) use(s *Set) {
+// RereadSecrets reads what a destination's secrets are now, for the rules in use
+// rather than the files on disk, and tells whether any has changed: then a set of
+// the same generation is in use. One that can't be read any more stays what it was.
+// The error is a *LoadError: what a secret has become is no good, and nothing
+// changes.
+func (k *Keeper) RereadSecrets(destination string) (changed bool, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	before := k.current.Load()
+	o := k.options.Load
+	o.Previous, o.reread = before, destination
+	o.CheckTLS, o.CheckAddress = nil, nil // as good as when the rules were loaded, or somebody else's to tell
+	set, problems := build(k.texts, o)
+	switch {
+	case set == nil:
+		return false, &LoadError{Problems: problems}
+	case maps.Equal(set.secrets, before.secrets):
+		return false, nil
+	}
+	k.use(set, k.texts)
+	return true, nil
+}
+
+func (k *Keeper) use(s *Set, texts []fileText) {
+	k.texts = texts
 	if k.options.Apply != nil {
 		k.options.Apply(s)
 	}
@@ -195,27 +221,27 @@ func (k *Keeper) keep(texts []fileText) error {
 	return nil
 }
 
-func (k *Keeper) kept(o LoadOptions) (*Set, error) {
+func (k *Keeper) kept(o LoadOptions) (*Set, []fileText, error) {
 	if k.options.StateDir == "" {
-		return nil, fs.ErrNotExist
+		return nil, nil, fs.ErrNotExist
 	}
 	path := filepath.Join(k.options.StateDir, keptName)
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("read the last good rules: %w", err)
+		return nil, nil, fmt.Errorf("read the last good rules: %w", err)
 	}
 	var files keptFiles
 	if err := json.Unmarshal(data, &files); err != nil {
-		return nil, fmt.Errorf("read the last good rules %s: %w", path, err)
+		return nil, nil, fmt.Errorf("read the last good rules %s: %w", path, err)
 	}
 	if files.Version != keptVersion {
-		return nil, fmt.Errorf("read the last good rules %s: unknown version %d", path, files.Version)
+		return nil, nil, fmt.Errorf("read the last good rules %s: unknown version %d", path, files.Version)
 	}
 	set, problems := build(files.Files, o)
 	if set == nil {
-		return nil, fmt.Errorf("use the last good rules %s: %w", path, &LoadError{Problems: problems})
+		return nil, nil, fmt.Errorf("use the last good rules %s: %w", path, &LoadError{Problems: problems})
 	}
-	return set, nil
+	return set, files.Files, nil
 }
 
 func replaceFile(path string, data []byte) error {

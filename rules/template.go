@@ -56,7 +56,7 @@ func variable(where span, name string, report func(diagnostic)) part {
 		p.text = "$"
 		return p
 	case strings.HasPrefix(name, "env:"), strings.HasPrefix(name, "file:"):
-		return bad("secrets are allowed in headers and signing of destinations alone", "%s is a secret", quote(name))
+		return bad("secrets are allowed in headers, credentials and signing of destinations alone", "%s is a secret", quote(name))
 	case name == ".":
 		p.isVar = true
 		return p

@@ -75,8 +75,10 @@ func startApp(ctx context.Context, cfg config, log *slog.Logger) (_ *app, err er
 	if err := a.listenAdmin(ctx, cfg.Admin); err != nil {
 		return nil, err
 	}
+	reread := rereader{log: log}
 	forwarder, err := bridge.New(bridge.Options{
-		Queue: queue, Tracer: tracer, OwnAddresses: ownAddresses(a.adminAddress()), Logger: log, Registerer: a.registry,
+		Queue: queue, Tracer: tracer, Unauthorized: reread.secrets, OwnAddresses: ownAddresses(a.adminAddress()),
+		Logger: log, Registerer: a.registry,
 	})
 	if err != nil {
 		return nil, err
@@ -85,6 +87,7 @@ func startApp(ctx context.Context, cfg config, log *slog.Logger) (_ *app, err er
 	if a.keeper, err = a.loadRules(cfg, forwarder); err != nil {
 		return nil, err
 	}
+	reread.keeper.Store(a.keeper)
 	if err := a.startServer(cfg, forwarder, queue, tracer); err != nil {
 		return nil, err
 	}
