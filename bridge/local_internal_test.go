@@ -63,7 +63,7 @@ func TestLocalFaultReal(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s := newHTTPSender(1)
+	s := newHTTPSender(senderOptions{concurrency: 1})
 	for address, want := range map[string]bool{"255.255.255.255:9": true, closed.String(): false} {
 		res := s.Send(t.Context(), &Request{Method: http.MethodPost, URL: "http://" + address + "/", Header: http.Header{}})
 		if res.Err == nil || res.Own != want {

@@ -152,7 +152,7 @@ func (s *httpSender) send(ctx context.Context, r *Request) Response {
 	req.Header = r.Header
 	res, err := req.Execute(r.Method, r.URL)
 	if err != nil {
-		return Response{Err: err, Own: isOwn(err) || localFault(err, routed)}
+		return Response{Err: err, Own: isOwn(err)}
 	}
 	answer := res.RawResponse
 	defer answer.Body.Close()
