@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"context"
 	"errors"
 	"net"
 	"slices"
@@ -33,7 +34,7 @@ func localFault(err error, routed func(net.Addr) bool) bool {
 // routed reports whether this host has a route to the address. Connecting a UDP
 // socket looks the route up, and sends nothing.
 func routed(to net.Addr) bool {
-	c, err := net.Dial("udp", to.String())
+	c, err := (&net.Dialer{}).DialContext(context.Background(), "udp", to.String()) // waits for nobody
 	if err != nil {
 		return !errors.Is(err, syscall.EHOSTUNREACH) && !errors.Is(err, syscall.ENETUNREACH)
 	}
