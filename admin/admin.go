@@ -39,7 +39,8 @@ type Options struct {
 	Ready func() error
 	// Metrics is what /metrics exposes.
 	Metrics prometheus.Gatherer
-	// Outbox lists, retries and purges records and dead letters.
+	// Outbox lists, retries and purges records and dead letters, and pauses
+	// destinations.
 	Outbox Outbox
 	// Rules is the rule set in force, and how to load it anew.
 	Rules Rules
@@ -54,6 +55,10 @@ type Outbox interface {
 	// Retry and Purge are as *bridge.Operator has them.
 	Retry(ctx context.Context, c bridge.Change) (bridge.Changed, error)
 	Purge(ctx context.Context, c bridge.Change) (bridge.Changed, error)
+	// Destinations, Pause and Resume too.
+	Destinations() []bridge.Status
+	Pause(ctx context.Context, destination string) (bridge.Status, error)
+	Resume(ctx context.Context, destination string) (bridge.Status, error)
 }
 
 // Rules is what the API needs of the rule files.
@@ -80,6 +85,9 @@ func New(o Options) http.Handler {
 	mux.Handle("GET /api/v1/outbox/{id}", a.authorized(http.HandlerFunc(a.outboxShow)))
 	mux.Handle("POST /api/v1/outbox/retry", a.authorized(a.outboxChange("retry", o.Outbox.Retry)))
 	mux.Handle("POST /api/v1/outbox/purge", a.authorized(a.outboxChange("purge", o.Outbox.Purge)))
+	mux.Handle("GET /api/v1/destinations", a.authorized(http.HandlerFunc(a.destinations)))
+	mux.Handle("POST /api/v1/destinations/{name}/pause", a.authorized(a.changeDestination("paused", Pause)))
+	mux.Handle("POST /api/v1/destinations/{name}/resume", a.authorized(a.changeDestination("resumed", Resume)))
 	mux.Handle("GET /api/v1/rules", a.authorized(http.HandlerFunc(a.rules)))
 	mux.Handle("POST /api/v1/rules/reload", a.authorized(http.HandlerFunc(a.reload)))
 	sameOrigin := http.NewCrossOriginProtection()

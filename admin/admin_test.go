@@ -31,6 +31,8 @@ type fakeOutbox struct {
 	verb   string // of the last change
 	change bridge.Change
 	done   bridge.Changed
+
+	destinations []bridge.Status
 }
 
 func (f *fakeOutbox) List(filter bridge.Filter, each func(bridge.Entry) bool) error {
@@ -59,6 +61,18 @@ func (f *fakeOutbox) Retry(_ context.Context, c bridge.Change) (bridge.Changed, 
 func (f *fakeOutbox) Purge(_ context.Context, c bridge.Change) (bridge.Changed, error) {
 	f.change, f.verb = c, "purge"
 	return f.done, f.err
+}
+
+func (f *fakeOutbox) Destinations() []bridge.Status { return f.destinations }
+
+func (f *fakeOutbox) Pause(_ context.Context, name string) (bridge.Status, error) {
+	f.verb = "pause"
+	return bridge.Status{Name: name, State: bridge.StatePaused}, f.err
+}
+
+func (f *fakeOutbox) Resume(_ context.Context, name string) (bridge.Status, error) {
+	f.verb = "resume"
+	return bridge.Status{Name: name, State: bridge.StateActive}, f.err
 }
 
 type fakeRules struct{ result rules.Reload }

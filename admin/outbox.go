@@ -53,6 +53,8 @@ type Listing struct {
 	Records []Record `json:"records"`
 	// More says that there are further ones, which the limit cut off.
 	More bool `json:"more"`
+	// Paused are the destinations that nothing is sent to; not set when one record is shown.
+	Paused []PausedDestination `json:"paused,omitempty"`
 }
 
 // List reads the records that f selects. A zero f.Limit means 100; more than 10,000 are never read.
@@ -73,6 +75,9 @@ func list(o Outbox, f bridge.Filter, whole bool) (Listing, error) {
 	limit := min(f.Limit, maxListed)
 	f.Limit = limit + 1
 	l := Listing{Records: []Record{}}
+	if !whole {
+		l.Paused = pausedOf(o.Destinations())
+	}
 	err := o.List(f, func(e bridge.Entry) bool {
 		if len(l.Records) == limit {
 			l.More = true

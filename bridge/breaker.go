@@ -68,8 +68,6 @@ func (b *breaker) record(c Class, who string, quiet time.Time) {
 		if len(b.refused) == poisonRow {
 			b.open, b.last = Poison, Poison
 		}
-	case Gone:
-		b.open, b.last = Gone, Gone
 	case Retry, Configuration, OwnSide:
 		b.failures++
 		b.window = b.window<<1 | 1
@@ -88,7 +86,7 @@ func (b *breaker) probe() (at time.Time, ok bool) {
 		return time.Time{}, false
 	}
 	every := probeEvery
-	if b.last == Configuration || b.last == Gone {
+	if b.last == Configuration {
 		every = slowProbeEvery
 	}
 	if b.asked {

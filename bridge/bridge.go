@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"reflect"
 	"sync"
@@ -58,6 +59,12 @@ type Queue interface {
 	Reschedule(seq uint64, attempts int, next time.Time, lastError string) *Commit
 	// Bury moves a record to the dead letters.
 	Bury(seq uint64, d DeadLetter) *Commit
+	// Pauses returns the destinations that are paused.
+	Pauses() map[string]Pause
+	// Pause keeps that a destination is paused, in place of what was kept.
+	Pause(destination string, p Pause) *Commit
+	// Resume is the end of that.
+	Resume(destination string) *Commit
 }
 
 // Destination is where records go. It is not changed once it was handed over.
@@ -157,7 +164,10 @@ type Bridge struct {
 
 	watch sync.Once
 
+	pausing sync.Mutex // held while a pause changes, in memory and in the queue; before mu
+
 	mu         sync.Mutex // before a forwarder's
+	paused     map[string]Pause
 	forwarders map[string]*forwarder
 	stopped    bool
 }
@@ -186,6 +196,10 @@ func New(o Options) (*Bridge, error) {
 		schedule:     o.Schedule.orDefault(),
 		random:       randomOrDefault(o.Rand),
 		forwarders:   map[string]*forwarder{},
+		paused:       maps.Clone(o.Queue.Pauses()),
+	}
+	if b.paused == nil {
+		b.paused = map[string]Pause{}
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b, nil
@@ -210,6 +224,16 @@ func (b *Bridge) SetDestinations(ds []Destination) {
 }
 
 func (b *Bridge) define(ds []Destination) {
+	b.pausing.Lock()
+	defer b.pausing.Unlock()
+	for _, name := range b.redefine(ds) {
+		b.keep(name, nil)
+	}
+}
+
+// redefine is define without what must be kept; it returns the destinations
+// that are paused no more, since they are others now.
+func (b *Bridge) redefine(ds []Destination) (resumed []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	routes := make(map[string]*route, len(ds))
@@ -226,13 +250,18 @@ func (b *Bridge) define(ds []Destination) {
 		case r == nil && f.retire():
 			delete(b.forwarders, name)
 		case r != nil:
-			f.define(r)
+			if f.define(r) {
+				resumed = append(resumed, name)
+			}
 			delete(routes, name)
 		}
 	}
 	for name, r := range routes {
-		b.forwarder(name).define(r)
+		if b.forwarder(name).define(r) {
+			resumed = append(resumed, name)
+		}
 	}
+	return resumed
 }
 
 // take accepts records that are on disk.

@@ -407,25 +407,6 @@ func TestDefinitionChangesUnderWay(t *testing.T) {
 	}
 }
 
-func TestGone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
-		r.center.status(410)
-		for n := range 5 {
-			r.add("a", fmt.Sprint(n))
-		}
-		time.Sleep(time.Hour + time.Second) // off the probes' beat
-		if dead := r.queue.buried(); len(dead) != 1 || dead[0].Reason != bridge.ReasonGone || dead[0].ID != "0" {
-			t.Errorf("dead letters %+v, want the first record alone", dead)
-		}
-		r.center.status(200)
-		time.Sleep(30 * time.Second)
-		if n := r.queue.queued(); n != 0 {
-			t.Errorf("%d records queued after its return", n)
-		}
-	})
-}
-
 func TestRetryAfterHonoured(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)

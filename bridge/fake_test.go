@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -29,6 +30,7 @@ type memQueue struct {
 	dead    []bridge.DeadLetter
 	watch   func([]bridge.Ref)
 	loadErr error
+	paused  map[string]bridge.Pause
 	damaged uint64 // the Seq of a record that can't be read
 }
 
@@ -116,6 +118,29 @@ func (q *memQueue) Bury(seq uint64, d bridge.DeadLetter) *bridge.Commit {
 	defer q.mu.Unlock()
 	delete(q.records, seq)
 	q.dead = append(q.dead, d)
+	return store.Completed(nil)
+}
+
+func (q *memQueue) Pauses() map[string]bridge.Pause {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return maps.Clone(q.paused)
+}
+
+func (q *memQueue) Pause(destination string, p bridge.Pause) *bridge.Commit {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.paused == nil {
+		q.paused = map[string]bridge.Pause{}
+	}
+	q.paused[destination] = p
+	return store.Completed(nil)
+}
+
+func (q *memQueue) Resume(destination string) *bridge.Commit {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.paused, destination)
 	return store.Completed(nil)
 }
 

@@ -32,21 +32,32 @@ type forwarder struct {
 	told    time.Time // when Options.Unauthorized was last called; zero: never
 	buried  int       // bytes of dead letters whose flush nobody has waited for
 	stopped bool
+	paused  *Pause    // nil: it is not
+	since   time.Time // it is as it is
+	failure string    // why the breaker opened
 
 	timer *time.Timer
 	armed time.Time // when the timer fires; zero: it doesn't
 	sweep time.Time // when to look for records past their max age next
 }
 
+// newForwarder returns the forwarder of a destination that is not defined yet. The
+// caller holds b.mu.
 func newForwarder(b *Bridge, name string) *forwarder {
-	return &forwarder{
+	f := &forwarder{
 		bridge:  b,
 		name:    name,
 		log:     b.log.With("destination", name),
 		meters:  b.metrics.destination(name),
 		maxAge:  defaultMaxAge,
 		stopped: b.stopped,
+		since:   time.Now(),
 	}
+	if p, ok := b.paused[name]; ok {
+		f.pause(p)
+		f.log.Warn("destination is paused, its records are held", "reason", p.Reason, "since", p.Since)
+	}
+	return f
 }
 
 const (
@@ -60,14 +71,20 @@ const (
 	buriedBeside = 1 << 10
 )
 
-// define sets where the records go, and starts afresh if that has changed.
-func (f *forwarder) define(r *route) {
+// define sets where the records go, and starts afresh if that has changed. It
+// reports whether that was the end of a pause.
+func (f *forwarder) define(r *route) (resumed bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.route != nil && f.route.def.same(r.def) {
+		return false
+	}
+	if f.outgrown(r) {
+		f.paused, resumed = nil, true
+		f.meters.paused.Set(0)
+		f.log.Info("destination was gone, and is defined anew: what waited is due", "records", f.lanes.records)
+	}
 	if f.route != nil {
-		if f.route.def.same(r.def) {
-			return
-		}
 		f.closeSender()
 	}
 	if r.sender = f.bridge.sender; r.sender == nil {
@@ -77,12 +94,15 @@ func (f *forwarder) define(r *route) {
 	f.breaker, f.notices = breaker{}, notices{}
 	f.limiter.define(r.rate)
 	f.lanes.relentAll()
-	f.grace = grace{limit: r.hold, from: time.Now()}
+	f.grace = grace{limit: r.hold}
+	f.grace.set(f.paused == nil, time.Now())
+	f.since = time.Now()
 	f.meters.open.Set(0)
 	f.meters.held.Set(0)
 	f.sweep = time.Time{}
 	f.lanes.wakeAll()
 	f.dispatch(time.Now())
+	return resumed
 }
 
 // retire takes the definition away. It reports true if no record is left, and
@@ -95,6 +115,7 @@ func (f *forwarder) retire() bool {
 		f.route = nil
 		f.breaker, f.notices = breaker{}, notices{}
 		f.grace = grace{}
+		f.since = time.Now()
 		f.meters.open.Set(0)
 	}
 	if f.lanes.records == 0 {
@@ -211,7 +232,7 @@ func (f *forwarder) choose(now time.Time) (job, bool) {
 	if f.lanes.overdue.len() > 0 {
 		return job{lane: f.lanes.expired(), expired: true}, true
 	}
-	if f.route == nil {
+	if !f.sends() {
 		return job{}, false
 	}
 	f.lanes.wake(now)
@@ -278,7 +299,7 @@ func (f *forwarder) arm(now time.Time) {
 		return
 	}
 	at := f.sweep
-	if f.route != nil {
+	if f.sends() {
 		if w := f.lanes.waiting; f.breaker.open == "" && len(w) > 0 && w[0].due.Before(at) {
 			at = w[0].due
 		}
@@ -415,6 +436,9 @@ func (f *forwarder) failed(class Class, j job, rec Record, a attempted) outcome 
 	if class == Poison {
 		p.refused = min(p.refused+1, poisonAttempts)
 	}
+	if class == Gone {
+		f.bridge.pausing.Lock()
+	}
 	f.mu.Lock()
 	stale := j.route != f.route
 	before := f.breaker.open == ""
@@ -423,12 +447,27 @@ func (f *forwarder) failed(class Class, j job, rec Record, a attempted) outcome 
 	if !stale {
 		f.fails(j.lane, time.Now())
 	}
+	// A 410 that comes while it is paused, or while everything is refused, says
+	// nothing about the record.
+	gone := class == Gone && !stale && f.paused == nil && f.breaker.open != Poison
+	pause := Pause{Reason: PausedGone, Since: time.Now()}
+	if gone {
+		pause.Of = f.route.fingerprint()
+		f.pause(pause)
+	}
 	f.mu.Unlock()
+	if gone {
+		f.bridge.keep(f.name, &pause)
+		f.log.Error("destination says that it is gone, it is paused until it is resumed or its definition changes", "failure", text)
+	}
+	if class == Gone {
+		f.bridge.pausing.Unlock()
+	}
 
 	reason := ""
 	switch {
 	case stale: // what the destination was before says nothing about what it is
-	case class == Gone && before: // those after the first are kept
+	case gone: // those after the first are kept
 		reason = ReasonGone
 	case class == Poison && p.refused == poisonAttempts && before && after: // else it is a bad deploy
 		reason = ReasonPoison
@@ -452,7 +491,7 @@ func missing(c *Commit) bool { return c != nil && errors.Is(c.Err(), outbox.ErrN
 // judge tells the breaker of an attempt, and acts on it when it opens or
 // closes. The caller holds f.mu.
 func (f *forwarder) judge(class Class, j job, res Response) {
-	if j.route != f.route { // an attempt at what the destination was before
+	if j.route != f.route || f.paused != nil { // it says nothing about what will be sent next
 		return
 	}
 	who := j.lane.key
@@ -476,10 +515,12 @@ func (f *forwarder) judge(class Class, j job, res Response) {
 	case before == after:
 	case after == "":
 		f.meters.open.Set(0)
+		f.since = time.Now()
 		f.lanes.wakeAll()
 		f.log.Info("destination answers again, what waited is due", "records", f.lanes.records)
 	default:
 		f.meters.open.Set(1)
+		f.since, f.failure = time.Now(), failureText(res)
 		f.closeSender() // probes get connections that are not from before
 		f.log.Error("destination fails, it is only probed until it answers",
 			"class", string(after), "failure", failureText(res), "records", f.lanes.records)

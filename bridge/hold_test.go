@@ -222,12 +222,9 @@ func TestLaneLeftExpiresAndRestarts(t *testing.T) {
 				r.others(2 * time.Minute)
 				r.wantMetric(laneLeft, 1)
 				if restart {
-					if err := r.Stop(t.Context()); err != nil {
-						t.Fatal(err)
-					}
-					again := newIdleRig(t, func(o *bridge.Options) { o.Queue = r.queue })
+					again := r.restart()
 					again.center.answers(allBut)
-					_, _ = r.queue.Append([]bridge.Record{{ID: "2", Destination: nc, Lane: "a", Ordered: true}})
+					again.add("a", "2")
 					again.define(d)
 					time.Sleep(time.Minute)
 					if got := again.center.all(); len(got) == 0 || got[0].id != "bad" || len(again.center.of("2")) != 0 {

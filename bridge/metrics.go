@@ -28,6 +28,7 @@ type metrics struct {
 	dead        *prometheus.CounterVec
 	inFlight    *prometheus.GaugeVec
 	open        *prometheus.GaugeVec
+	paused      *prometheus.GaugeVec
 	held        *prometheus.GaugeVec
 	laneLeft    *prometheus.CounterVec
 	replaced    *prometheus.CounterVec
@@ -51,6 +52,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			"Records given up, by reason.", "destination", "reason"),
 		inFlight: gauge("delivery_in_flight", "Attempts under way."),
 		open:     gauge("delivery_breaker_open", "1 while the destination is only probed, because it fails."),
+		paused:   gauge("delivery_paused", "1 while nothing is sent, because an operator paused the destination or it is gone (410)."),
 		held:     gauge("delivery_held_records", "Records kept for a destination that is not defined."),
 		laneLeft: counter("delivery_lane_left_total",
 			"Records that left their lane, since they kept failing while others got through.", "destination"),
@@ -68,7 +70,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.attempts, m.deliveries, m.dead, m.inFlight, m.open, m.held, m.laneLeft,
+	for _, c := range []prometheus.Collector{m.attempts, m.deliveries, m.dead, m.inFlight, m.open, m.paused, m.held, m.laneLeft,
 		m.replaced, m.undecodable, m.latency} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
@@ -89,6 +91,7 @@ type meters struct {
 	dead        map[string]prometheus.Counter
 	inFlight    prometheus.Gauge
 	open        prometheus.Gauge
+	paused      prometheus.Gauge
 	held        prometheus.Gauge
 	laneLeft    prometheus.Counter
 	replaced    prometheus.Counter
@@ -106,6 +109,7 @@ func (m *metrics) destination(name string) *meters {
 		dead:        map[string]prometheus.Counter{},
 		inFlight:    m.inFlight.WithLabelValues(name),
 		open:        m.open.WithLabelValues(name),
+		paused:      m.paused.WithLabelValues(name),
 		held:        m.held.WithLabelValues(name),
 		laneLeft:    m.laneLeft.WithLabelValues(name),
 		replaced:    m.replaced.WithLabelValues(name),
@@ -132,7 +136,7 @@ func (d *meters) forget() {
 	of := prometheus.Labels{"destination": d.name}
 	for _, v := range []interface {
 		DeletePartialMatch(prometheus.Labels) int
-	}{d.all.attempts, d.all.deliveries, d.all.dead, d.all.inFlight, d.all.open, d.all.held, d.all.laneLeft,
+	}{d.all.attempts, d.all.deliveries, d.all.dead, d.all.inFlight, d.all.open, d.all.paused, d.all.held, d.all.laneLeft,
 		d.all.replaced, d.all.undecodable, d.all.latency} {
 		v.DeletePartialMatch(of)
 	}

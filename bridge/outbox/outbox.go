@@ -30,7 +30,7 @@ const (
 	recordsBucket = "outbox.records" // seq -> record
 	stateBucket   = "outbox.state"   // seq -> attempts, next attempt, last error; only after a failed attempt
 	deadBucket    = "outbox.dead"    // seq -> dead letter
-	metaBucket    = "outbox.meta"    // seqKey -> the highest Seq that may have been used
+	metaBucket    = "outbox.meta"    // seqKey -> the highest Seq that may have been used; pauseKey and a destination -> its pause
 
 	seqKey = "seq"
 	// seqBlock is how many Seqs are set aside at a time, so that the mark costs nothing per record. The rest of a block
@@ -179,6 +179,7 @@ type Outbox struct {
 	names     map[string]*account
 	accounts  []*account // by item.account
 	cache     cache
+	pauses    map[string]Pause
 
 	watcher func([]Ref)
 	// replaying holds what was committed while Watch is still busy with what is stored; nil: it isn't.
@@ -217,6 +218,7 @@ func Open(st *store.Store, o Options) (*Outbox, error) {
 		items:   make(map[uint64]item),
 		dead:    make(map[uint64]bool),
 		names:   make(map[string]*account),
+		pauses:  make(map[string]Pause),
 		cache:   cache{max: cacheBytes, values: make(map[uint64][]byte)},
 	}
 	if err := ob.restore(); err != nil {
@@ -238,6 +240,9 @@ func (o *Outbox) restore() error {
 			return fmt.Errorf("sequence mark: %w", errDamaged)
 		}
 		o.seq = o.reserved
+		if err := o.restorePauses(v); err != nil {
+			return err
+		}
 
 		err := each(v, recordsBucket, 0, func(seq uint64, value []byte) error {
 			h, err := decodeRefHeader(value)

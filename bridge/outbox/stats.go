@@ -24,7 +24,16 @@ type Usage struct {
 // Stats is the state of an outbox.
 type Stats struct {
 	Usage
-	Destinations map[string]Usage // all that had something since the outbox was opened
+	Destinations map[string]Usage // all that had something since the outbox was opened, or are known
+}
+
+// Know makes destinations count from now on, with nothing stored: their metrics are there before their first record.
+func (o *Outbox) Know(destinations ...string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, name := range destinations {
+		_, _ = o.account(name) // past the most that there can be, an append will say so
+	}
 }
 
 // Stats counts; it doesn't read the store and is quick however much is queued.

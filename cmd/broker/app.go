@@ -84,7 +84,7 @@ func startApp(ctx context.Context, cfg config, log *slog.Logger) (_ *app, err er
 		return nil, err
 	}
 	a.onStop("forwarder", 15*time.Second, forwarder.Stop)
-	if a.keeper, err = a.loadRules(cfg, forwarder); err != nil {
+	if a.keeper, err = a.loadRules(cfg, forwarder, queue); err != nil {
 		return nil, err
 	}
 	reread.keeper.Store(a.keeper)
@@ -162,7 +162,7 @@ func (a *app) startTracer(c traceConfig) (*skywalking.Tracer, error) {
 }
 
 // loadRules loads the rule files, and keeps the forwarder's destinations those of the set in force.
-func (a *app) loadRules(cfg config, forwarder *bridge.Bridge) (*rules.Keeper, error) {
+func (a *app) loadRules(cfg config, forwarder *bridge.Bridge, queue *outbox.Outbox) (*rules.Keeper, error) {
 	var paths []string
 	if cfg.Rules.Dir != "" {
 		paths = []string{cfg.Rules.Dir}
@@ -182,7 +182,10 @@ func (a *app) loadRules(cfg config, forwarder *bridge.Bridge) (*rules.Keeper, er
 		StateDir: cfg.DataDir,
 		Watch:    cfg.Rules.Watch,
 		Load:     ruleOptions(os.LookupEnv, true, ownAddresses(a.adminAddress())),
-		Apply:    func(s *rules.Set) { forwarder.SetDestinations(destinations(s)) },
+		Apply: func(s *rules.Set) {
+			queue.Know(destinationNames(s)...)
+			forwarder.SetDestinations(destinations(s))
+		},
 		OnReload: told,
 		Logger:   a.log,
 	})

@@ -29,11 +29,12 @@ import (
 // maxListing bounds an answer of the admin API.
 const maxListing = 256 << 20
 
-// runOutbox lists, shows, retries and purges what waits and what is dead: of the
-// running broker, or, if none runs, of its data directory.
+// runOutbox lists, shows, retries and purges what waits and what is dead, and
+// pauses destinations: of the running broker, or, if none runs, in its data
+// directory.
 func runOutbox(ctx context.Context, c *cli, args []string) int {
 	if len(args) == 0 {
-		return c.misuse("outbox: say what to do: ls, show, retry or purge")
+		return c.misuse("outbox: say what to do: ls, show, retry, purge, pause or resume")
 	}
 	switch args[0] {
 	case "ls":
@@ -42,6 +43,8 @@ func runOutbox(ctx context.Context, c *cli, args []string) int {
 		return outboxShow(ctx, c, args[1:])
 	case "retry", "purge":
 		return outboxChange(ctx, c, args[0], args[1:])
+	case "pause", "resume":
+		return outboxPause(ctx, c, args[0], args[1:])
 	case "compact":
 		return notYet("outbox compact")(ctx, c, nil)
 	case "-h", "-help", "--help":
@@ -104,6 +107,7 @@ func outboxList(ctx context.Context, c *cli, args []string) int {
 	if l.More {
 		fmt.Fprintln(c.stderr, "there are more; -limit lists up to 10000")
 	}
+	c.tellPaused(l.Paused)
 	return exitOK
 }
 
@@ -182,6 +186,7 @@ func showRecord(out io.Writer, r admin.Record) {
 type outboxCall[T any] struct {
 	running func(adminConfig) (T, error)
 	atRest  func(admin.Outbox) (T, error)
+	defined bool // at rest, the destinations of the rule files are known too
 }
 
 // ofOutbox asks the running broker, or opens the data directory if none runs.
@@ -208,7 +213,7 @@ func ofOutbox[T any](ctx context.Context, c *cli, file string, call outboxCall[T
 		return answer, c.fail(fmt.Errorf("no broker answers on the admin address %q, and there is no %s", cfg.Admin.Address, name),
 			"-config names the broker's configuration file")
 	}
-	answer, err := openAtRest(ctx, cfg, name, call.atRest)
+	answer, err := openAtRest(ctx, cfg, name, call)
 	switch {
 	case errors.Is(err, store.ErrLocked):
 		return answer, c.fail(err, "a broker runs on this data directory, but none answers on the admin address "+strconv.Quote(cfg.Admin.Address))
@@ -218,7 +223,7 @@ func ofOutbox[T any](ctx context.Context, c *cli, file string, call outboxCall[T
 	return answer, exitOK
 }
 
-func openAtRest[T any](ctx context.Context, cfg config, name string, use func(admin.Outbox) (T, error)) (answer T, err error) {
+func openAtRest[T any](ctx context.Context, cfg config, name string, call outboxCall[T]) (answer T, err error) {
 	st, err := store.Open(name, store.Options{Buckets: outbox.Buckets(), LockTimeout: 200 * time.Millisecond})
 	if err != nil {
 		return answer, err
@@ -231,7 +236,10 @@ func openAtRest[T any](ctx context.Context, cfg config, name string, use func(ad
 	if err != nil {
 		return answer, err
 	}
-	return use(bridge.NewOperator(o, nil))
+	if call.defined {
+		o.Know(definedDestinations(cfg)...)
+	}
+	return call.atRest(bridge.NewOperator(o, nil))
 }
 
 // dialable is where a broker that listens on address is reached from its own host:

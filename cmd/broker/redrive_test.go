@@ -13,8 +13,8 @@ import (
 	"github.com/throughline-mqtt/throughline/admin"
 )
 
-// withDeadLetter starts a broker with n messages for a webhook that is gone: the first, whose webhook-id it returns, becomes a
-// dead letter, and the others wait.
+// withDeadLetter starts a broker with n messages for a webhook that was gone and now is down: the first, whose webhook-id it
+// returns, is a dead letter, and the others wait.
 func withDeadLetter(t *testing.T, n int) (f *fleet, id string) {
 	t.Helper()
 	f = startFleet(t, hardBrake, nil)
@@ -23,7 +23,18 @@ func withDeadLetter(t *testing.T, n int) (f *fleet, id string) {
 	for i := range n {
 		publish3(t, c, "fleet/v40/telemetry", fmt.Sprintf(`{"vin":"V40","decel":9,"count":%d}`, i))
 	}
-	return f, f.webhook.await(1)[0].header.Get("webhook-id")
+	id = f.webhook.await(1)[0].header.Get("webhook-id")
+	waitFor(t, "the dead letter", func() bool { return f.metric(t, "throughline_outbox_dead_letters") == 1 })
+	f.webhook.status.Store(http.StatusServiceUnavailable)
+	resp, err := http.Post("http://"+f.adminAddress()+"/api/v1/destinations/notification-center/resume", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("resume: %s", resp.Status)
+	}
+	return f, id
 }
 
 // TestRetryAndPurge: of a running broker, through its admin API, and of its data directory when none runs.
@@ -133,6 +144,9 @@ admin: {address: %q}
 		return strings.Contains(out, first.header.Get("webhook-id"))
 	})
 	webhook.status.Store(http.StatusServiceUnavailable)
+	if code, _, errs := run(t, "", "outbox", "resume", "-config", config, "notification-center"); code != exitOK {
+		t.Fatalf("exit %d\n%s", code, errs)
+	}
 	if code, out, errs := run(t, "", "outbox", "retry", "-config", config, "-state", "dead"); code != exitOK || !strings.Contains(out, "1 dead") {
 		t.Fatalf("exit %d\n%s%s", code, out, errs)
 	}
