@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -315,19 +314,10 @@ func TestRetryIsRateLimited(t *testing.T) {
 
 // A full destination takes no more: the retry says so, and what was left is still a dead letter.
 func TestRetryStopsWhenFull(t *testing.T) {
-	limit := int64(0)
-	var mu sync.Mutex
-	d := newDeskOn(t, filepath.Join(t.TempDir(), "outbox.db"), outbox.Options{MaxBytesOf: func(string) int64 {
-		mu.Lock()
-		defer mu.Unlock()
-		return limit
-	}}, quick)
+	d := newDeskOn(t, filepath.Join(t.TempDir(), "outbox.db"), outbox.Options{}, quick)
 	d.bury("v7", "bad-1", "bad-2", "bad-3", "bad-4")
 	d.define() // held from here on
-	half := d.outbox.Stats().DeadBytes / 2
-	mu.Lock()
-	limit = half
-	mu.Unlock()
+	d.outbox.SetCaps(outbox.Caps{Default: outbox.Cap{MaxBytes: d.outbox.Stats().DeadBytes / 2}})
 	done, err := d.op.Retry(t.Context(), bridge.Change{})
 	n := done.Destinations[nc].Dead
 	if !errors.Is(err, bridge.ErrFull) || n == 0 || n == 4 {
@@ -377,13 +367,7 @@ func TestRetryPassesOverFullDestinations(t *testing.T) {
 	const each = 60 // more than a batch
 	for name, limit := range map[string]time.Duration{"in one call": time.Minute, "in calls of one batch": 0} {
 		t.Run(name, func(t *testing.T) {
-			var room atomic.Int64
-			_, ob, op := atRest(t, outbox.Options{MaxBytesOf: func(name string) int64 {
-				if name == "open" {
-					return 0
-				}
-				return room.Load()
-			}})
+			_, ob, op := atRest(t, outbox.Options{})
 			var recs []bridge.Record
 			bridge.LimitCall(op, limit)
 			for range each {
@@ -392,7 +376,8 @@ func TestRetryPassesOverFullDestinations(t *testing.T) {
 				}
 			}
 			buryAll(t, ob, recs)
-			room.Store(4 << 10) // for three
+			full := outbox.Cap{MaxBytes: 4 << 10, Drop: true} // room for three; what is dead is never dropped
+			ob.SetCaps(outbox.Caps{Of: map[string]outbox.Cap{"full": full, "full-too": full}})
 			retried, errs, c := map[string]int{}, []error(nil), bridge.Change{}
 			for {
 				done, err := op.Retry(t.Context(), c)

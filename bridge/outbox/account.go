@@ -1,5 +1,7 @@
 package outbox
 
+import "time"
+
 // spaceShare: after a refusal there is space again once a sixteenth of the cap is free, so that those who come back find
 // room for more than one record.
 const spaceShare = 16
@@ -16,8 +18,17 @@ type account struct {
 	// Since the outbox was opened; not kept for the whole.
 	purged, purgedDead, redriven uint64
 
-	refused bool  // since there was space last
-	wanted  int64 // by the append that is just being looked at
+	refused bool // since there was space last
+
+	dropping string    // the cap for which records are dropped, since there was space last; "": none
+	untold   uint64    // dropped, and not in the log yet
+	told     bool      // the log says that records are dropped
+	toldAt   time.Time // since when
+
+	// Of the append that is just being looked at.
+	wanted int64      // its bytes
+	drop   *FullError // why they are not stored; nil: they are
+
 	order   order // queued records; not kept for the whole
 }
 
@@ -50,22 +61,41 @@ func (o *Outbox) Space() <-chan struct{} { return o.space }
 
 func (o *Outbox) noticeSpace() {
 	back := false
-	if o.behind && o.unflushed <= o.o.MaxUnflushed/2 {
+	if o.behind && o.room(capUnflushed, nil) {
 		o.behind, back = false, true
 	}
-	if t := &o.total; t.refused && t.roomy(t.used(), o.o.MaxBytes) {
-		t.refused, back = false, true
+	if o.total.refused && o.room(capTotal, nil) {
+		o.total.refused, back = false, true
 	}
 	for _, a := range o.accounts {
-		if a.refused && a.roomy(a.bytes, o.limitOf(a.name)) {
+		if a.refused && o.room(capDestination, a) {
 			a.refused, back = false, true
+		}
+		if a.dropping != "" && o.room(a.dropping, a) {
+			o.dropsNoMore(a)
 		}
 	}
 	if back {
-		select {
-		case o.space <- struct{}{}:
-		default:
-		}
+		o.tick()
+	}
+}
+
+// room reports whether there is space again under a cap, which was passed; a is whose if it is a destination's.
+func (o *Outbox) room(which string, a *account) bool {
+	switch which {
+	case capUnflushed:
+		return o.unflushed <= o.o.MaxUnflushed/2
+	case capTotal:
+		return o.total.roomy(o.total.used(), o.o.MaxBytes)
+	default:
+		return a.roomy(a.bytes, o.caps.of(a.name).MaxBytes)
+	}
+}
+
+func (o *Outbox) tick() {
+	select {
+	case o.space <- struct{}{}:
+	default:
 	}
 }
 

@@ -243,7 +243,7 @@ func (o *Outbox) Purge(seq uint64, dead bool) *Commit {
 		Ops: []store.Op{{Bucket: deadBucket, Key: key(seq)}},
 		Applied: func(err error) {
 			o.mu.Lock()
-			defer o.mu.Unlock()
+			defer o.unlock()
 			o.exhumed(err, seq, name, recordSize(value))
 			if err == nil {
 				o.names[name].purgedDead++

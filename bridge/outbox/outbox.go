@@ -83,6 +83,9 @@ type Record struct {
 	Attempts  int
 	Next      time.Time // not before; zero: at once
 	LastError string
+
+	// Dropped: Append didn't store it, since its destination is full and has Cap.Drop. Set by Append.
+	Dropped bool
 }
 
 // A Ref is what is needed of a record to schedule it.
@@ -144,9 +147,8 @@ type Options struct {
 	// MaxBytes caps queued records and dead letters together; 0: no cap. Dead letters count since they are on disk, but
 	// burying is never refused.
 	MaxBytes int64
-	// MaxBytesOf caps the queued records of one destination, without its dead letters; nil, or a result of 0: no cap.
-	// It is called with the outbox locked, at every append: it must be quick and not call the outbox.
-	MaxBytesOf func(destination string) int64
+	// Caps are those of the destinations until SetCaps is called.
+	Caps Caps
 	// MaxUnflushed caps what waits in memory for a flush; 0: 64 MiB.
 	MaxUnflushed int64
 	// Logger gets what isn't returned. Nil: none.
@@ -168,6 +170,7 @@ type Outbox struct {
 	entropy *ulid.MonotonicEntropy
 
 	mu        sync.Mutex
+	caps      Caps
 	seq       uint64          // last assigned
 	reserved  uint64          // up to here the store knows that they may be in use
 	committed uint64          // the highest that has been flushed
@@ -180,6 +183,8 @@ type Outbox struct {
 	accounts  []*account // by item.account
 	cache     cache
 	pauses    map[string]Pause
+	// afterwards is what unlock does.
+	afterwards []func()
 
 	watcher func([]Ref)
 	// replaying holds what was committed while Watch is still busy with what is stored; nil: it isn't.
@@ -213,6 +218,7 @@ func Open(st *store.Store, o Options) (*Outbox, error) {
 	ob := &Outbox{
 		st:      st,
 		o:       o,
+		caps:    o.Caps,
 		space:   make(chan struct{}, 1),
 		entropy: newEntropy(),
 		items:   make(map[uint64]item),
@@ -341,9 +347,10 @@ func (o *Outbox) queue(seq uint64, a *account, size int64, queued time.Time) {
 	a.order.push(seq)
 }
 
-// Append stores records, all or none. It fills in their Seq, Queued, and ID and Published where those are not set, and
-// returns at once with the commit that tells when they are on disk. It refuses with a *FullError if a cap would be passed,
-// and with the store's error once that has failed. Bodies may be changed again when it has returned.
+// Append stores records, all or none, but for those that are Dropped. It fills in their Seq, Queued, and ID and Published
+// where those are not set, and returns at once with the commit that tells when they are on disk. It refuses with a *FullError
+// if a cap would be passed and dropping what may be dropped makes no room, and with the store's error once that has failed.
+// If a cap of the whole outbox would be passed, all that may be dropped is. Bodies may be changed again when it has returned.
 func (o *Outbox) Append(recs []Record) (*Commit, error) {
 	if len(recs) == 0 {
 		return store.Completed(nil), nil
@@ -399,23 +406,28 @@ func (o *Outbox) append(recs []Record, values [][]byte, from *redriven) (*Commit
 		return nil, fmt.Errorf("append to outbox: %w", err)
 	}
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	accounts, err := o.reserve(recs, values, from)
-	if err != nil {
+	defer o.unlock()
+	accounts, stored, err := o.reserve(recs, values, from)
+	switch {
+	case err != nil:
 		return nil, err
+	case stored == 0:
+		return store.Completed(nil), nil
 	}
-	ops := make([]store.Op, 0, len(recs)+1)
-	if last := o.seq + uint64(len(recs)); last > o.reserved {
+	ops := make([]store.Op, 0, stored+1)
+	if last := o.seq + uint64(stored); last > o.reserved {
 		o.reserved = last + seqBlock
 		ops = append(ops, store.Op{Bucket: metaBucket, Key: []byte(seqKey), Value: key(o.reserved)})
 	}
-	refs := make([]Ref, len(recs))
+	refs := make([]Ref, 0, stored) // values and accounts keep step with it
 	for i := range recs {
 		r := &recs[i]
+		if r.Dropped {
+			continue
+		}
 		o.seq++
 		r.Seq = o.seq
-		ops = append(ops, store.Op{Bucket: recordsBucket, Key: key(r.Seq), Value: values[i]})
-		refs[i] = Ref{
+		ref := Ref{
 			Seq:         r.Seq,
 			Destination: accounts[i].name,
 			Ordered:     r.Ordered,
@@ -424,9 +436,13 @@ func (o *Outbox) append(recs []Record, values [][]byte, from *redriven) (*Commit
 			Size:        recordSize(values[i]),
 		}
 		if r.Ordered {
-			refs[i].Lane = unique.Make(r.Lane).Value()
+			ref.Lane = unique.Make(r.Lane).Value()
 		}
+		ops = append(ops, store.Op{Bucket: recordsBucket, Key: key(r.Seq), Value: values[i]})
+		values[len(refs)], accounts[len(refs)] = values[i], accounts[i]
+		refs = append(refs, ref)
 	}
+	values, accounts = values[:stored], accounts[:stored]
 	if from != nil {
 		ops = append(ops, store.Op{Bucket: deadBucket, Key: key(from.seq)})
 	}
@@ -435,60 +451,105 @@ func (o *Outbox) append(recs []Record, values [][]byte, from *redriven) (*Commit
 	}}), nil
 }
 
-// reserve counts the bytes of records, or refuses and counts nothing.
-func (o *Outbox) reserve(recs []Record, values [][]byte, from *redriven) (accounts []*account, err error) {
-	var size int64
+// reserve counts the bytes of the records that are to be stored, and says how many those are; the others are Dropped. Or it
+// refuses, and counts nothing.
+func (o *Outbox) reserve(recs []Record, values [][]byte, from *redriven) (accounts []*account, stored int, err error) {
 	accounts = make([]*account, len(recs))
 	for i := range recs {
+		recs[i].Seq, recs[i].Dropped = 0, false
 		if accounts[i], err = o.account(recs[i].Destination); err != nil {
-			return nil, fmt.Errorf("append to outbox: %w", err)
+			return nil, 0, fmt.Errorf("append to outbox: %w", err)
 		}
-		size += recordSize(values[i])
 	}
+	var size int64
 	for i, a := range accounts {
 		a.wanted += recordSize(values[i])
+		size += recordSize(values[i])
 	}
-	full := o.passedCap(accounts, size, from != nil)
-	for _, a := range accounts {
-		if full == nil {
-			a.bytes += a.wanted
+	size, full := o.fit(accounts, size, from != nil)
+	for i, a := range accounts {
+		switch {
+		case full != nil:
+		case a.drop != nil:
+			recs[i].Dropped = true
+			o.dropped(a, a.drop)
+		default:
+			a.bytes += recordSize(values[i])
+			stored++
 		}
-		a.wanted = 0
+	}
+	for _, a := range accounts {
+		a.wanted, a.drop = 0, nil
 	}
 	if full != nil {
-		o.met.refuse(full)
-		return nil, full
+		o.refused(full)
+		return nil, 0, full
 	}
 	o.total.bytes += size
 	o.unflushed += size
-	return accounts, nil
+	return accounts, stored, nil
 }
 
-// passedCap says which cap doesn't allow size more bytes, or what the accounts want of them; nil if all do.
-func (o *Outbox) passedCap(accounts []*account, size int64, wasDead bool) *FullError {
+// fit sets drop in the accounts whose records are dropped so that the rest has room, and returns the size of the rest. It
+// returns an error if that is not enough.
+func (o *Outbox) fit(accounts []*account, size int64, wasDead bool) (rest int64, _ *FullError) {
+	drop := func(a *account, full *FullError) bool {
+		if wasDead || a.drop != nil || !o.caps.of(a.name).Drop {
+			return false
+		}
+		a.drop = full
+		size -= a.wanted
+		return true
+	}
+	for _, a := range accounts {
+		if full := o.passedOwnCap(a); full != nil && !drop(a, full) && a.drop == nil {
+			return 0, full
+		}
+	}
+	full := o.passedCap(size, wasDead)
+	if full == nil {
+		return size, nil
+	}
+	for _, a := range accounts {
+		drop(a, full)
+	}
+	if size == 0 { // nothing is left to be refused
+		return 0, nil
+	}
+	return size, o.passedCap(size, wasDead)
+}
+
+// passedCap says which cap of the whole outbox doesn't allow size more bytes; nil if all do.
+func (o *Outbox) passedCap(size int64, wasDead bool) *FullError {
 	if limit := o.o.MaxUnflushed; o.unflushed > 0 && o.unflushed+size > limit {
-		o.behind = true
 		return &FullError{Limit: limit, Used: o.unflushed, Unflushed: true}
 	}
 	// What was a dead letter is counted in the total already.
 	if limit := o.o.MaxBytes; !wasDead && limit > 0 && o.total.used()+size > limit {
-		o.total.refused = true
 		return &FullError{Limit: limit, Used: o.total.used(), Dead: o.total.deadBytes}
-	}
-	for _, a := range accounts {
-		if limit := o.limitOf(a.name); limit > 0 && a.bytes+a.wanted > limit {
-			a.refused = true
-			return &FullError{Destination: a.name, Limit: limit, Used: a.bytes}
-		}
 	}
 	return nil
 }
 
-func (o *Outbox) limitOf(destination string) int64 {
-	if o.o.MaxBytesOf == nil {
-		return 0
+// passedOwnCap is passedCap for the cap of one destination, and what is wanted of it.
+func (o *Outbox) passedOwnCap(a *account) *FullError {
+	if limit := o.caps.of(a.name).MaxBytes; limit > 0 && a.bytes+a.wanted > limit {
+		return &FullError{Destination: a.name, Limit: limit, Used: a.bytes}
 	}
-	return o.o.MaxBytesOf(destination)
+	return nil
+}
+
+// refused counts a refusal, and notes who is to be told of space.
+func (o *Outbox) refused(full *FullError) {
+	o.met.refuse(full)
+	switch full.cap() {
+	case capUnflushed:
+		o.behind = true
+	case capTotal:
+		o.total.refused = true
+	case capDestination:
+		o.names[full.Destination].refused = true
+	}
 }
 
 // appended is what becomes of an append when its flush has ended.
@@ -521,7 +582,7 @@ func (o *Outbox) appended(err error, refs []Ref, values [][]byte, accounts []*ac
 	default:
 		o.replaying = append(o.replaying, refs...)
 	}
-	o.mu.Unlock()
+	o.unlock()
 	if announce != nil {
 		announce(refs)
 	}
@@ -710,7 +771,7 @@ func (o *Outbox) leave(seq uint64, l leaving) *Commit {
 
 func (o *Outbox) left(err error, seq uint64, l leaving) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.unlock()
 	it := o.items[seq]
 	if err != nil {
 		it.leaving = false

@@ -157,7 +157,7 @@ func TestCaps(t *testing.T) {
 			outbox.FullError{Limit: 3 * size, Used: 2 * size}, "bytes used",
 		},
 		{
-			"one destination", outbox.Options{MaxBytesOf: func(d string) int64 { return map[string]int64{"aenter": 2 * size}[d] }},
+			"one destination", outbox.Options{Caps: outbox.Caps{Of: map[string]outbox.Cap{"aenter": {MaxBytes: 2 * size}}}},
 			[][]outbox.Record{{to("a")}, {to("b"), to("b"), to("b")}, {to("b"), to("a"), to("b"), to("a")}},
 			outbox.FullError{Destination: "aenter", Limit: 2 * size, Used: size}, `destination "aenter" uses`,
 		},
@@ -246,7 +246,7 @@ func TestSpace(t *testing.T) {
 	limit := n * probe.Stats().Bytes
 	for name, o := range map[string]outbox.Options{
 		"all":         {MaxBytes: limit},
-		"destination": {MaxBytesOf: func(string) int64 { return limit }},
+		"destination": {Caps: outbox.Caps{Default: outbox.Cap{MaxBytes: limit}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, ob := open(t, filepath.Join(t.TempDir(), "outbox.db"), o)
@@ -358,7 +358,7 @@ func TestDeadLetters(t *testing.T) {
 
 // TestDeadLettersCount: they fill the outbox as a whole, but not their destination, and burying is never refused.
 func TestDeadLettersCount(t *testing.T) {
-	o := outbox.Options{MaxBytes: 4000, MaxBytesOf: func(string) int64 { return 2500 }}
+	o := outbox.Options{MaxBytes: 4000, Caps: outbox.Caps{Default: outbox.Cap{MaxBytes: 2500}}}
 	_, ob := open(t, filepath.Join(t.TempDir(), "outbox.db"), o)
 	bury := func() error {
 		r := whole()

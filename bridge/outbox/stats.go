@@ -45,7 +45,7 @@ func (o *Outbox) Stats() Stats {
 		Destinations: make(map[string]Usage, len(o.accounts)),
 	}
 	for _, a := range o.accounts {
-		u := a.usage(o.limitOf(a.name))
+		u := a.usage(o.caps.of(a.name).MaxBytes)
 		if seq, ok := a.order.first(o.present); ok {
 			u.Oldest = time.UnixMilli(o.items[seq].queued).UTC()
 			if s.Oldest.IsZero() || u.Oldest.Before(s.Oldest) {
@@ -79,11 +79,12 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("throughline_outbox_"+name, help, labels, nil)
 }
 
-// metrics counts refusals and reports the stats when it is collected.
+// metrics counts refusals and what is dropped, and reports the stats when it is collected.
 type metrics struct {
 	o       *Outbox
 	refused map[string]prometheus.Counter // by cap
 	vec     *prometheus.CounterVec
+	dropped *prometheus.CounterVec
 }
 
 // The caps, as a metric's label.
@@ -102,26 +103,52 @@ func newMetrics(r prometheus.Registerer, o *Outbox) (*metrics, error) {
 	for _, c := range []string{capTotal, capDestination, capUnflushed} {
 		m.refused[c] = m.vec.WithLabelValues(c)
 	}
+	m.dropped = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "throughline_outbox_dropped_total",
+		Help: "Records that were dropped, and their publishes acknowledged, since there was no room and their destination is to drop them then.",
+	}, []string{"destination"})
+	m.define(Caps{}, o.caps)
 	if r == nil {
 		return m, nil
 	}
 	return m, r.Register(m)
 }
 
-func (m *metrics) refuse(e *FullError) {
+func (m *metrics) refuse(e *FullError) { m.refused[e.cap()].Inc() }
+
+// cap is which one was passed.
+func (e *FullError) cap() string {
 	switch {
 	case e.Unflushed:
-		m.refused[capUnflushed].Inc()
+		return capUnflushed
 	case e.Destination != "":
-		m.refused[capDestination].Inc()
+		return capDestination
 	default:
-		m.refused[capTotal].Inc()
+		return capTotal
 	}
 }
+
+// define has a counter for each destination, though nothing of it was dropped yet.
+func (m *metrics) define(old, now Caps) {
+	for name := range old.Of {
+		if _, ok := now.Of[name]; !ok {
+			m.dropped.DeleteLabelValues(label(name))
+		}
+	}
+	for name := range now.Of {
+		m.dropped.WithLabelValues(label(name))
+	}
+}
+
+func (m *metrics) drop(destination string) { m.dropped.WithLabelValues(label(destination)).Inc() }
+
+// label makes a name fit for one: with other than UTF-8 the metrics package panics.
+func label(name string) string { return strings.ToValidUTF8(name, "\uFFFD") }
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.vec.Describe(ch)
+	m.dropped.Describe(ch)
 	for _, d := range []*prometheus.Desc{recordsDesc, bytesDesc, oldestDesc, deadDesc, deadBytesDesc, purgedDesc, redrivenDesc, limitDesc} {
 		ch <- d
 	}
@@ -130,6 +157,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	m.vec.Collect(ch)
+	m.dropped.Collect(ch)
 	s := m.o.Stats()
 	now := m.o.o.Now()
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
@@ -140,7 +168,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(limitDesc, float64(s.Limit))
 	for name, u := range s.Destinations {
-		name = strings.ToValidUTF8(name, "\uFFFD") // no label value otherwise
+		name = label(name)
 		gauge(recordsDesc, float64(u.Records), name)
 		gauge(bytesDesc, float64(u.Bytes), name)
 		age := 0.0

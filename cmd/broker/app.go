@@ -138,7 +138,7 @@ func (a *app) openOutbox(cfg config) (*outbox.Outbox, error) {
 	a.onStop("outbox", 10*time.Second, st.Close)
 	return outbox.Open(st, outbox.Options{
 		MaxBytes:   cfg.Outbox.MaxBytes,
-		MaxBytesOf: func(string) int64 { return cfg.Outbox.MaxBytesPerDestination },
+		Caps:       outbox.Caps{Default: outbox.Cap{MaxBytes: cfg.Outbox.MaxBytesPerDestination}},
 		Logger:     a.log,
 		Registerer: a.registry,
 	})

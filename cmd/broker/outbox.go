@@ -230,8 +230,8 @@ func openAtRest[T any](ctx context.Context, cfg config, name string, call outbox
 	}
 	defer func() { err = errors.Join(err, st.Close(ctx)) }()
 	o, err := outbox.Open(st, outbox.Options{
-		MaxBytes:   cfg.Outbox.MaxBytes,
-		MaxBytesOf: func(string) int64 { return cfg.Outbox.MaxBytesPerDestination },
+		MaxBytes: cfg.Outbox.MaxBytes,
+		Caps:     outbox.Caps{Default: outbox.Cap{MaxBytes: cfg.Outbox.MaxBytesPerDestination}},
 	})
 	if err != nil {
 		return answer, err
