@@ -29,7 +29,7 @@ type account struct {
 	wanted int64      // its bytes
 	drop   *FullError // why they are not stored; nil: they are
 
-	order   order // queued records; not kept for the whole
+	order order // queued records; not kept for the whole
 }
 
 func (a *account) used() int64 { return a.bytes + a.deadBytes }
