@@ -42,8 +42,9 @@ var ErrFull = outbox.ErrFull
 // Queue is the durable queue as far as deliveries need it. Its methods are
 // called from several goroutines at once and don't wait for the disk. Nothing
 // depends on the commits of Remove, Reschedule and Bury: if one is lost in a
-// crash, its record is sent again. Bury's is waited for now and then, so that a
-// slow disk slows it down.
+// crash, its record is sent again; if its flush fails, the queue makes it again.
+// Bury's is waited for now and then, so that a slow disk slows it down. If
+// it has failed when Bury returns, the record is still queued.
 type Queue interface {
 	// Append stores records, all or none.
 	Append(recs []Record) (*Commit, error)

@@ -388,8 +388,7 @@ func (f *forwarder) do(j job) outcome {
 	}
 	rec.Attempts = int(p.attempts) // what is stored may lag behind
 	if j.expired {
-		f.bury(p.seq, rec, ReasonExpired, Response{})
-		return outcome{done: true}
+		return f.bury(p.seq, rec, ReasonExpired, Response{})
 	}
 
 	f.meters.inFlight.Inc()
@@ -473,8 +472,7 @@ func (f *forwarder) failed(class Class, j job, rec Record, a attempted) outcome 
 		reason = ReasonPoison
 	}
 	if reason != "" {
-		f.bury(p.seq, rec, reason, a.res)
-		return outcome{done: true}
+		return f.bury(p.seq, rec, reason, a.res)
 	}
 	wait := f.bridge.schedule.wait(class, rec.Attempts, f.bridge.random)
 	if class == Retry && a.res.RetryAfter > 0 {
@@ -527,8 +525,9 @@ func (f *forwarder) judge(class Class, j job, res Response) {
 	}
 }
 
-// bury makes a dead letter of a record. It waits for the disk now and then.
-func (f *forwarder) bury(seq uint64, rec Record, reason string, res Response) {
+// bury makes a dead letter of a record, unless the queue can't be written to:
+// then the record's turn comes again. It waits for the disk now and then.
+func (f *forwarder) bury(seq uint64, rec Record, reason string, res Response) outcome {
 	commit := f.bridge.queue.Bury(seq, DeadLetter{
 		Record:   rec,
 		Reason:   reason,
@@ -537,7 +536,10 @@ func (f *forwarder) bury(seq uint64, rec Record, reason string, res Response) {
 		Response: res.Body,
 	})
 	if missing(commit) {
-		return
+		return outcome{done: true}
+	}
+	if commit != nil && commit.Err() != nil {
+		return outcome{due: time.Now().Add(ownFailureWait)}
 	}
 	f.meters.dead[reason].Inc()
 	f.tell(slog.LevelError, "dead letter: "+reason+": "+rec.LastError, "record is a dead letter",
@@ -552,8 +554,9 @@ func (f *forwarder) bury(seq uint64, rec Record, reason string, res Response) {
 	}
 	f.mu.Unlock()
 	if ahead {
-		_ = commit.Wait(f.bridge.ctx) // a failed flush is the store's to tell; the record is still queued at the next start
+		_ = commit.Wait(f.bridge.ctx) // a failed flush is the store's to tell, and the queue's to make again
 	}
+	return outcome{done: true}
 }
 
 // tell logs what was not logged lately under this text.

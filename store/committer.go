@@ -48,8 +48,8 @@ type Request struct {
 }
 
 // Write asks for ops to be flushed, all or none, and returns at once with the commit they joined. The order of calls is
-// the order in which operations are applied. How much is waiting for a flush is not limited here. Once a flush has
-// failed, the commit of every later write fails with the same error.
+// the order in which operations are applied. How much is waiting for a flush is not limited here. When a flush has
+// failed, the commits of later writes fail at once, with the error of Err, until the file was opened anew.
 func (s *Store) Write(ops []Op) *Commit { return s.Do(Request{Ops: ops}) }
 
 // Do is Write with a say in how. A request that can't be carried out at all, because of an unknown bucket or the size of a
@@ -92,8 +92,10 @@ func (s *Store) reject(r Request, err error) *Commit {
 	return c
 }
 
-// Err is the error of the flush that failed, nil as long as none has. After it nothing more is written: what the disk
-// holds is known again only once the file has been opened anew.
+// Err is the reason for which nothing is written, nil if there is none. A flush that has failed is one: what the disk
+// holds is known again only once the file has been opened anew. That is tried until it succeeds, first after
+// Options.ReopenAfter. If it does, nothing of the failed flush is in the file, even if the disk has taken it; if it
+// doesn't, the error says why.
 func (s *Store) Err() error {
 	if err := s.committer.failed.Load(); err != nil {
 		return *err
@@ -109,6 +111,11 @@ type batch struct {
 	urgent   int       // those that aren't lazy
 }
 
+// OnReopen has fn called each time that writing goes on after a failed flush, once all that had failed was told so, and
+// before anything that is written from then on is flushed. It runs on the committer's goroutine: it must not block, but may
+// call Do. What failed is to be written again by whom it concerns. Call it before the first write.
+func (s *Store) OnReopen(fn func()) { s.committer.onReopen = append(s.committer.onReopen, fn) }
+
 // committer is the part of a Store that its one writing goroutine and those who queue for it share.
 type committer struct {
 	s    *Store
@@ -119,15 +126,25 @@ type committer struct {
 	stopping bool
 
 	failed   atomic.Pointer[error]
+	stopped  chan struct{} // when stopping is set
 	closed   chan struct{} // when the goroutine has ended and the file is closed
 	closeErr error
 
-	spare []Request // for the batch after the next; of the goroutine alone
+	// Of the goroutine alone, or of reopen while that runs.
+	onReopen  []func()
+	spare     []Request     // for the batch after the next
+	flushed   uint64        // the number of the newest flush that has succeeded
+	wait      time.Duration // before the file is opened anew
+	reopening sync.WaitGroup
+	reopened  chan struct{} // gets a value when the file is open again
 }
 
 func (c *committer) start(s *Store) {
 	c.s = s
 	c.wake = make(chan struct{}, 1)
+	c.wait = s.o.ReopenAfter
+	c.reopened = make(chan struct{}, 1)
+	c.stopped = make(chan struct{})
 	c.closed = make(chan struct{})
 	c.next = &batch{commit: newCommit()}
 	go c.run()
@@ -135,7 +152,10 @@ func (c *committer) start(s *Store) {
 
 func (c *committer) stop() {
 	c.mu.Lock()
-	c.stopping = true
+	if !c.stopping {
+		c.stopping = true
+		close(c.stopped)
+	}
 	c.mu.Unlock()
 	c.signal()
 }
@@ -149,8 +169,14 @@ func (c *committer) signal() {
 
 func (c *committer) run() {
 	for b := c.take(); b != nil; b = c.take() {
-		c.finish(b, c.commit(b))
+		before := c.s.Err()
+		err := c.commit(b)
+		c.finish(b, err)
+		if before == nil && err != nil {
+			c.reopening.Go(c.reopen)
+		}
 	}
+	c.reopening.Wait()
 	c.closeErr = c.s.closeFile()
 	close(c.closed)
 }
@@ -167,7 +193,8 @@ func (c *committer) take() *batch {
 			c.mu.Unlock()
 			return nil
 		case n > 0:
-			if wait = lazyDelay - time.Since(c.next.first); c.next.urgent > 0 || c.stopping || wait <= 0 {
+			wait = lazyDelay - time.Since(c.next.first)
+			if c.next.urgent > 0 || c.stopping || wait <= 0 || c.s.Err() != nil {
 				c.mu.Unlock()
 				return c.gather()
 			}
@@ -177,6 +204,8 @@ func (c *committer) take() *batch {
 		select {
 		case <-c.wake:
 		case <-timer.C:
+		case <-c.reopened:
+			c.resume()
 		}
 	}
 }
@@ -190,6 +219,11 @@ func (c *committer) gather() *batch {
 			seen, quiet = n, 0
 		}
 	}
+	return c.cut()
+}
+
+// cut ends the batch that requests are queued in, and returns it.
+func (c *committer) cut() *batch {
 	next := &batch{commit: newCommit(), requests: c.spare}
 	c.mu.Lock()
 	b := c.next
@@ -206,7 +240,7 @@ func (c *committer) urgent() int {
 	return c.next.urgent
 }
 
-// commit flushes a batch. It never touches the file again after an error: what a failed write or flush has left there is
+// commit flushes a batch. It never uses the open file again after an error: what a failed write or flush has left there is
 // unknown, and a second flush that succeeds would prove nothing about the first one's pages.
 func (c *committer) commit(b *batch) error {
 	if err := c.s.Err(); err != nil {
@@ -216,9 +250,10 @@ func (c *committer) commit(b *batch) error {
 	if err := c.flush(b); err != nil {
 		err = fmt.Errorf("write to store %s: %w", c.s.path, err)
 		c.failed.Store(&err)
-		c.s.log.Error("store has failed and takes no more writes", slog.String("path", c.s.path), slog.Any("error", err))
+		c.s.log.Error("store has failed and takes no writes until it is open again", slog.String("path", c.s.path), slog.Any("error", err))
 		return err
 	}
+	c.wait = c.s.o.ReopenAfter
 	c.s.metrics.flushed(time.Since(start), len(b.requests))
 	return nil
 }
@@ -234,14 +269,19 @@ func (c *committer) flush(b *batch) (err error) {
 			}
 		}
 	}()
-	if tx, err = c.s.db.Begin(true); err != nil {
+	if tx, err = c.s.db.Load().Begin(true); err != nil {
 		return err
 	}
+	number := uint64(tx.ID())
 	if err := apply(tx, b.requests); err != nil {
 		_ = tx.Rollback() // nothing was written: the reason is what counts
 		return err
 	}
-	return tx.Commit()
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	c.flushed = number
+	return nil
 }
 
 func apply(tx *bbolt.Tx, requests []Request) error {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -34,8 +35,9 @@ func TestFailedFlush(t *testing.T) {
 				var file *os.File
 				r := prometheus.NewRegistry()
 				s := openWith(t, path, store.Options{
-					Buckets:    []string{bucket},
-					Registerer: r,
+					Buckets:     []string{bucket},
+					Registerer:  r,
+					ReopenAfter: time.Hour,
 					OpenFile: func(name string, flag int, perm os.FileMode) (f *os.File, err error) {
 						file, err = os.OpenFile(name, flag, perm)
 						return file, err
@@ -61,7 +63,7 @@ func TestFailedFlush(t *testing.T) {
 					t.Errorf("later: %v and %v, want the same error", again.Err(), s.Err())
 				}
 				if err := testutil.GatherAndCompare(r, strings.NewReader(`
-# HELP throughline_store_failed 1 once a flush has failed: nothing more is written until the store is opened anew.
+# HELP throughline_store_failed 1 after a failed flush, until the store's file was opened anew: nothing is written meanwhile.
 # TYPE throughline_store_failed gauge
 throughline_store_failed 1
 `), "throughline_store_failed"); err != nil {
@@ -95,7 +97,14 @@ func replace(t *testing.T, f *os.File, path string) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	if err := syscall.Dup3(int(other.Fd()), int(f.Fd()), 0); err != nil {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failure error
+	// Control keeps the descriptor from being closed, and used for something else, meanwhile.
+	err = conn.Control(func(fd uintptr) { failure = syscall.Dup3(int(other.Fd()), int(fd), 0) })
+	if err := errors.Join(err, failure); err != nil {
 		t.Fatal(err)
 	}
 }

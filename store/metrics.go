@@ -10,6 +10,7 @@ type metrics struct {
 	registerer prometheus.Registerer
 	seconds    prometheus.Histogram
 	writes     prometheus.Histogram
+	reopenings prometheus.Counter
 	registered []prometheus.Collector
 }
 
@@ -26,6 +27,10 @@ func newMetrics(r prometheus.Registerer, s *Store) (*metrics, error) {
 			Help:    "Writes that shared one flush.",
 			Buckets: prometheus.ExponentialBuckets(1, 2, 14),
 		}),
+		reopenings: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "throughline_store_reopenings_total",
+			Help: "Times that the store's file was opened anew after a failed flush, and writing went on.",
+		}),
 	}
 	if r == nil {
 		return m, nil
@@ -33,9 +38,10 @@ func newMetrics(r prometheus.Registerer, s *Store) (*metrics, error) {
 	for _, c := range []prometheus.Collector{
 		m.seconds,
 		m.writes,
+		m.reopenings,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "throughline_store_failed",
-			Help: "1 once a flush has failed: nothing more is written until the store is opened anew.",
+			Help: "1 after a failed flush, until the store's file was opened anew: nothing is written meanwhile.",
 		}, func() float64 {
 			if s.Err() != nil {
 				return 1

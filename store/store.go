@@ -2,6 +2,9 @@
 // what many callers write while a flush is under way goes to disk together in the next one, so a flush is shared
 // by all who wait for it.
 //
+// A flush that fails is undone, whatever of it the disk has: the file is opened anew, verified, set back to the flush
+// before, and written again, by itself. So what an owner keeps in memory of what was flushed stays true.
+//
 // It does not know what it stores: keys and values are opaque, and whoever owns a bucket owns its format. It does not
 // limit how much may be queued for the next flush either; callers bound what they write.
 package store
@@ -19,6 +22,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,6 +40,11 @@ const (
 
 	// defaultLockTimeout covers the moment in which a predecessor that is being replaced still closes its file.
 	defaultLockTimeout = 2 * time.Second
+
+	// A disk that has just failed is given a moment. One that fails again and again is not read from end to end all the
+	// time.
+	defaultReopenAfter = time.Second
+	maxReopenAfter     = 30 * time.Second
 
 	// initialMmapSize is address space only. bbolt must wait for every reader before it maps a grown file anew;
 	// with 64 MiB from the start a store of normal size never does.
@@ -82,9 +91,13 @@ type Options struct {
 	Buckets []string
 	// LockTimeout bounds the wait for another process to close the file. Zero: 2 s.
 	LockTimeout time.Duration
+	// ReopenAfter is the least time from a failed flush until the file is opened anew. It doubles up to 30 s until a flush
+	// succeeds. Zero: 1 s.
+	ReopenAfter time.Duration
 	// OpenFile replaces os.OpenFile, so that a test can get at the descriptor and make the disk fail under the store.
 	OpenFile func(name string, flag int, perm os.FileMode) (*os.File, error)
-	// Logger gets the one message about a failed flush. Nil: none.
+	// Logger gets a message when a flush fails, when the reason changes for which nothing is written, and when writing
+	// goes on. Nil: none.
 	Logger *slog.Logger
 	// Registerer gets the store's metrics until it is closed. Nil: none.
 	Registerer prometheus.Registerer
@@ -93,7 +106,8 @@ type Options struct {
 // A Store is an open file. All its methods may be used concurrently.
 type Store struct {
 	path    string
-	db      *bbolt.DB
+	o       Options
+	db      atomic.Pointer[bbolt.DB] // a closed one after a flush has failed, until the file is open again
 	buckets []string
 	log     *slog.Logger
 	metrics *metrics
@@ -107,6 +121,9 @@ type Store struct {
 func Open(path string, o Options) (*Store, error) {
 	if o.LockTimeout <= 0 {
 		o.LockTimeout = defaultLockTimeout
+	}
+	if o.ReopenAfter <= 0 {
+		o.ReopenAfter = defaultReopenAfter
 	}
 	if o.OpenFile == nil {
 		o.OpenFile = os.OpenFile
@@ -127,15 +144,17 @@ func Open(path string, o Options) (*Store, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	if err := verify(path, o.LockTimeout); err != nil {
+	if _, err := verify(path, o.LockTimeout, nil); err != nil {
 		return nil, err
 	}
 
-	s := &Store{path: path, buckets: slices.Clone(o.Buckets), log: o.Logger}
-	if err := s.open(o); err != nil {
-		return nil, errors.Join(err, s.closeFile())
+	s := &Store{path: path, o: o, buckets: slices.Clone(o.Buckets), log: o.Logger}
+	db, err := s.open()
+	if err != nil {
+		return nil, err
 	}
-	var err error
+	s.db.Store(db)
+	s.committer.flushed = flushed(db)
 	if s.metrics, err = newMetrics(o.Registerer, s); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: register metrics: %w", path, err), s.closeFile())
 	}
@@ -183,15 +202,16 @@ func syncFolder(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-func (s *Store) open(o Options) (err error) {
+// openFile opens a verified file.
+func (s *Store) openFile(open func(string, int, os.FileMode) (*os.File, error)) (db *bbolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
 			err = &CorruptError{Path: s.path, Reason: fmt.Sprint(r)}
 		}
 	}()
-	s.db, err = bbolt.Open(s.path, 0o600, &bbolt.Options{
-		Timeout:         o.LockTimeout,
+	db, err = bbolt.Open(s.path, 0o600, &bbolt.Options{
+		Timeout:         s.o.LockTimeout,
 		InitialMmapSize: initialMmapSize,
 		// The map finds a span of free pages without walking a list that is as long as the last outage was.
 		FreelistType: bbolt.FreelistMapType,
@@ -200,20 +220,38 @@ func (s *Store) open(o Options) (err error) {
 		NoFreelistSync: true,
 		// Its statistics cost a lock per transaction; ours are in metrics.go.
 		NoStatistics: true,
-		OpenFile:     o.OpenFile,
+		OpenFile:     open,
 	})
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
-		return fmt.Errorf("open store %s: %w", s.path, ErrLocked)
+		return nil, fmt.Errorf("open store %s: %w", s.path, ErrLocked)
 	case err != nil:
-		return fmt.Errorf("open store %s: %w", s.path, err)
+		return nil, fmt.Errorf("open store %s: %w", s.path, err)
 	}
-	missing, err := s.checkContent()
+	return db, nil
+}
+
+// open opens a verified file, and makes the buckets that it doesn't have yet.
+func (s *Store) open() (db *bbolt.DB, err error) {
+	if db, err = s.openFile(s.o.OpenFile); err != nil {
+		return nil, err
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = &CorruptError{Path: s.path, Reason: fmt.Sprint(r)}
+		}
+		if err != nil {
+			err = errors.Join(err, db.Close())
+			db = nil
+		}
+	}()
+	missing, err := s.checkContent(db)
 	if err != nil {
-		return err
+		return db, err
 	}
 	if len(missing) > 0 {
-		if err := s.db.Update(func(tx *bbolt.Tx) error {
+		if err := db.Update(func(tx *bbolt.Tx) error {
 			for _, name := range missing {
 				if _, err := tx.CreateBucket([]byte(name)); err != nil {
 					return err
@@ -221,15 +259,24 @@ func (s *Store) open(o Options) (err error) {
 			}
 			return nil
 		}); err != nil {
-			return fmt.Errorf("open store %s: %w", s.path, err)
+			return db, fmt.Errorf("open store %s: %w", s.path, err)
 		}
 	}
-	return nil
+	return db, nil
+}
+
+// flushed is the number of the flush whose state a file has, as bbolt counts them.
+func flushed(db *bbolt.DB) (txid uint64) {
+	_ = db.View(func(tx *bbolt.Tx) error { // of a file that has just been opened
+		txid = uint64(tx.ID())
+		return nil
+	})
+	return txid
 }
 
 // checkContent checks the format and says which buckets aren't there yet.
-func (s *Store) checkContent() (missing []string, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+func (s *Store) checkContent(db *bbolt.DB) (missing []string, err error) {
+	err = db.View(func(tx *bbolt.Tx) error {
 		var v []byte
 		if b := tx.Bucket([]byte(metaBucket)); b != nil {
 			v = b.Get([]byte(formatKey))
@@ -254,10 +301,7 @@ func (s *Store) closeFile() error {
 	if s.metrics != nil {
 		s.metrics.unregister()
 	}
-	if s.db == nil {
-		return nil
-	}
-	return s.db.Close()
+	return s.db.Load().Close()
 }
 
 // Path is the file's path, as it was given to Open.
@@ -274,7 +318,7 @@ type View struct {
 
 // View calls fn with a read-only view and returns its error. A long view keeps space from being reused and stops the
 // file from growing past its mapping, which stops every flush: read a lot in pieces. The error is ErrClosed after Close,
-// and a *CorruptError if the file can't be read.
+// that of Err while the file is not open since a flush has failed, and a *CorruptError if the file can't be read.
 func (s *Store) View(fn func(*View) error) (err error) {
 	// A page that the disk can't give back is a fault in mapped memory.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -289,14 +333,25 @@ func (s *Store) View(fn func(*View) error) (err error) {
 		}
 		err = &CorruptError{Path: s.path, Reason: fmt.Sprint(r)}
 	}()
-	err = s.db.View(func(tx *bbolt.Tx) error {
-		v.tx = tx
-		return fn(v)
-	})
-	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
-		return ErrClosed
+	for {
+		db := s.db.Load()
+		entered := false
+		err = db.View(func(tx *bbolt.Tx) error {
+			entered = true
+			v.tx = tx
+			return fn(v)
+		})
+		if entered || !errors.Is(err, berrors.ErrDatabaseNotOpen) {
+			return err
+		}
+		// In this order: the new file is there before the error is gone.
+		if err := s.Err(); err != nil {
+			return err
+		}
+		if s.db.Load() == db {
+			return ErrClosed
+		}
 	}
-	return err
 }
 
 // Get returns the value of a key, or nil if there is none. The slice must not be changed, nor used after the view.

@@ -115,8 +115,8 @@ func TestConcurrentWriters(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n, err := testutil.GatherAndCount(r); err != nil || n != 4 {
-		t.Errorf("%d metrics, error %v, want 4", n, err)
+	if n, err := testutil.GatherAndCount(r); err != nil || n != 5 {
+		t.Errorf("%d metrics, error %v, want 5", n, err)
 	}
 	closeStore(t, s)
 	if n, err := testutil.GatherAndCount(r); err != nil || n != 0 {

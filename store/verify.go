@@ -21,6 +21,7 @@ const (
 	pageHeaderSize = 16 // id uint64, flags, count uint16, overflow uint32
 	elementSize    = 16 // branch: pos, ksize uint32, page uint64; leaf: flags, pos, ksize, vsize uint32
 	metaSize       = 64 // magic, version, page size, flags uint32, root, sequence, free list, high water, txid, checksum uint64
+	metaTxid       = 48
 	bucketSize     = 16 // root page, sequence uint64
 
 	branchPage   = 0x01
@@ -37,11 +38,11 @@ const (
 // its parent takes it for. bbolt itself has no such check that a damaged file can't crash: it follows what it finds in
 // mapped memory. Free space and values are not looked at; who writes a value must be able to tell whether it is still the
 // same. A damaged newest meta page can't be told from one that a power cut has torn: the state one flush before is
-// taken, as bbolt does.
-func verify(path string, lockTimeout time.Duration) error {
+// taken, as bbolt does. It returns the number of that flush. A stop that is closed ends it with ErrClosed; nil: nothing does.
+func verify(path string, lockTimeout time.Duration, stop <-chan struct{}) (flushed uint64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("open store: %w", err)
+		return 0, fmt.Errorf("open store: %w", err)
 	}
 	defer f.Close()
 	// Holding bbolt's shared lock keeps a process that writes from being mistaken for damage.
@@ -53,22 +54,27 @@ func verify(path string, lockTimeout time.Duration) error {
 	var system *fs.PathError
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
-		return fmt.Errorf("open store %s: %w", path, ErrLocked)
+		return 0, fmt.Errorf("open store %s: %w", path, ErrLocked)
 	case errors.As(err, &system):
-		return fmt.Errorf("open store: %w", err)
+		return 0, fmt.Errorf("open store: %w", err)
 	case err != nil:
-		return &CorruptError{Path: path, Reason: err.Error()}
+		return 0, &CorruptError{Path: path, Reason: err.Error()}
 	}
 	defer db.Close() //nolint:errcheck // opened to read
 	info, err := f.Stat()
 	if err != nil {
-		return fmt.Errorf("open store: %w", err)
+		return 0, fmt.Errorf("open store: %w", err)
 	}
-	c := checker{f: f, size: info.Size(), pageSize: int64(db.Info().PageSize)}
-	if err := c.check(); err != nil {
-		return &CorruptError{Path: path, Reason: err.Error()}
+	c := checker{f: f, size: info.Size(), pageSize: int64(db.Info().PageSize), stop: stop}
+	switch err := c.check(); {
+	case errors.Is(err, ErrClosed):
+		return 0, err
+	case errors.As(err, &system): // the disk can't give it back, which says nothing about what it holds
+		return 0, fmt.Errorf("read store: %w", err)
+	case err != nil:
+		return 0, &CorruptError{Path: path, Reason: err.Error()}
 	}
-	return nil
+	return c.flushed, nil
 }
 
 // openFilled keeps bbolt from taking an empty file for one to initialise.
@@ -95,8 +101,10 @@ type checker struct {
 	f         io.ReaderAt
 	size      int64
 	pageSize  int64
+	flushed   uint64   // the number of the newest flush
 	highWater uint64   // pages from here on are not in use
 	seen      []uint64 // one bit for each page
+	stop      <-chan struct{}
 }
 
 func (c *checker) check() error {
@@ -120,20 +128,17 @@ func (c *checker) check() error {
 
 // meta finds the newer of the valid meta pages.
 func (c *checker) meta() (root, freelist uint64, err error) {
-	var newest uint64
 	found := false
 	for i := range int64(2) {
 		b := make([]byte, metaSize)
 		if _, err := c.f.ReadAt(b, i*c.pageSize+pageHeaderSize); err != nil {
 			return 0, 0, err
 		}
-		sum := fnv.New64a()
-		sum.Write(b[:metaSize-8])
-		txid := native.Uint64(b[48:])
-		if sum.Sum64() != native.Uint64(b[56:]) || found && txid < newest {
+		txid := native.Uint64(b[metaTxid:])
+		if metaSum(b) != native.Uint64(b[metaSize-8:]) || found && txid < c.flushed {
 			continue
 		}
-		newest, found = txid, true
+		c.flushed, found = txid, true
 		root, freelist, c.highWater = native.Uint64(b[16:]), native.Uint64(b[32:]), native.Uint64(b[40:])
 	}
 	switch {
@@ -143,6 +148,13 @@ func (c *checker) meta() (root, freelist uint64, err error) {
 		return 0, 0, fmt.Errorf("it has %d bytes where %d pages of %d bytes are in use: it was cut off", c.size, c.highWater, c.pageSize)
 	}
 	return root, freelist, nil
+}
+
+// metaSum is the checksum that the content of a meta page must have.
+func metaSum(b []byte) uint64 {
+	sum := fnv.New64a()
+	sum.Write(b[:metaSize-8])
+	return sum.Sum64()
 }
 
 var native = binary.NativeEndian
@@ -240,6 +252,11 @@ func (c *checker) mark(id, n uint64) error {
 
 // open reads the beginning of a page whose first occurrence this is.
 func (c *checker) open(id uint64) (elements, error) {
+	select {
+	case <-c.stop:
+		return elements{}, ErrClosed
+	default:
+	}
 	if err := c.mark(id, 1); err != nil {
 		return elements{}, err
 	}

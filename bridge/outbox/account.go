@@ -55,8 +55,8 @@ func (a *account) roomy(used, limit int64) bool {
 }
 
 // Space returns a channel that gets a value when appends that were refused may be tried again: after a refusal, once a
-// sixteenth of the cap that refused is free again, or its queue is empty. It is the same channel in every call, and holds
-// one value.
+// sixteenth of the cap that refused is free again, or its queue is empty; and after a failure of the store, once that takes
+// writes again. It is the same channel in every call, and holds one value.
 func (o *Outbox) Space() <-chan struct{} { return o.space }
 
 func (o *Outbox) noticeSpace() {

@@ -185,6 +185,8 @@ type Outbox struct {
 	pauses    map[string]Pause
 	// afterwards is what unlock does.
 	afterwards []func()
+	undone     []undone // to be made again once the store takes writes
+	redoing    int      // those of them that are under way
 
 	watcher func([]Ref)
 	// replaying holds what was committed while Watch is still busy with what is stored; nil: it isn't.
@@ -197,7 +199,7 @@ type item struct {
 	queued  int64 // Unix milliseconds
 	size    uint32
 	account uint16
-	// leaving: Remove or Bury was called, and isn't flushed yet.
+	// leaving: Remove, Bury or Purge was called, and isn't flushed yet.
 	leaving bool
 	// tried: the store has a delivery state for it.
 	tried bool
@@ -234,6 +236,7 @@ func Open(st *store.Store, o Options) (*Outbox, error) {
 	if ob.met, err = newMetrics(o.Registerer, ob); err != nil {
 		return nil, fmt.Errorf("open outbox: register metrics: %w", err)
 	}
+	st.OnReopen(ob.reopened)
 	return ob, nil
 }
 
@@ -349,8 +352,9 @@ func (o *Outbox) queue(seq uint64, a *account, size int64, queued time.Time) {
 
 // Append stores records, all or none, but for those that are Dropped. It fills in their Seq, Queued, and ID and Published
 // where those are not set, and returns at once with the commit that tells when they are on disk. It refuses with a *FullError
-// if a cap would be passed and dropping what may be dropped makes no room, and with the store's error once that has failed.
-// If a cap of the whole outbox would be passed, all that may be dropped is. Bodies may be changed again when it has returned.
+// if a cap would be passed and dropping what may be dropped makes no room, and with the store's error while that takes no
+// writes. If a cap of the whole outbox would be passed, all that may be dropped is. Records whose commit has failed are
+// nowhere: they may be appended again. Bodies may be changed again when it has returned.
 func (o *Outbox) Append(recs []Record) (*Commit, error) {
 	if len(recs) == 0 {
 		return store.Completed(nil), nil
@@ -555,6 +559,9 @@ func (o *Outbox) refused(full *FullError) {
 // appended is what becomes of an append when its flush has ended.
 func (o *Outbox) appended(err error, refs []Ref, values [][]byte, accounts []*account, from *redriven) {
 	o.mu.Lock()
+	if err != nil {
+		o.reserved = 0 // what the store knows of it may be undone: the next append says it again
+	}
 	for i, a := range accounts {
 		size := refs[i].Size
 		o.unflushed -= size
@@ -738,6 +745,7 @@ func (o *Outbox) Flush() *Commit { return o.st.Do(store.Request{}) }
 
 // Remove takes a delivered record out of the queue. It joins a flush that is needed anyway, or one after 50 ms; if the
 // broker is killed before that, the record is queued again. The commit's error is ErrNotFound if the record isn't queued.
+// With any other error the record is out of the queue all the same, and is removed from the disk once the store works again.
 func (o *Outbox) Remove(seq uint64) *Commit {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -751,11 +759,28 @@ func (o *Outbox) Remove(seq uint64) *Commit {
 type leaving struct {
 	dead   []byte // the dead letter that it becomes; nil: none
 	purged bool   // somebody asked for it, and waits
+	again  bool   // its flush had failed
+}
+
+// undone is a record that has left the queue, though the disk doesn't know it: it was delivered or given up, and nobody
+// will come back to it.
+type undone struct {
+	seq  uint64
+	dead []byte // as in leaving
 }
 
 // leave takes a record out of the queue.
 func (o *Outbox) leave(seq uint64, l leaving) *Commit {
 	it := o.items[seq]
+	if err := o.st.Err(); err != nil {
+		// What could be kept of dead letters has no bound, so those stay in the queue.
+		if l.dead == nil && !l.purged {
+			it.leaving = true
+			o.items[seq] = it
+			o.undone = append(o.undone, undone{seq: seq})
+		}
+		return store.Completed(err)
+	}
 	it.leaving = true
 	o.items[seq] = it
 	ops := make([]store.Op, 1, 3)
@@ -772,10 +797,18 @@ func (o *Outbox) leave(seq uint64, l leaving) *Commit {
 func (o *Outbox) left(err error, seq uint64, l leaving) {
 	o.mu.Lock()
 	defer o.unlock()
+	if l.again {
+		o.redoing--
+	}
 	it := o.items[seq]
-	if err != nil {
+	switch {
+	case err == nil:
+	case l.purged: // whoever asked knows, and may ask again
 		it.leaving = false
 		o.items[seq] = it
+		return
+	default:
+		o.undone = append(o.undone, undone{seq, l.dead})
 		return
 	}
 	delete(o.items, seq)
@@ -791,7 +824,31 @@ func (o *Outbox) left(err error, seq uint64, l leaving) {
 	if l.purged {
 		a.purged++
 	}
+	if l.again && o.redoing == 0 {
+		o.redo()
+	}
 	o.noticeSpace()
+}
+
+// reopened is called when the store takes writes again after a failed flush, which has left nothing in the file: so of what
+// was flushed, memory is right. What is left to do is what nobody else will do again.
+func (o *Outbox) reopened() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.redo()
+	o.tick() // appends were refused
+}
+
+// redo makes some of what is undone again, and the rest after it.
+func (o *Outbox) redo() {
+	some := o.undone[:min(len(o.undone), pageRecords)]
+	if o.undone = o.undone[len(some):]; len(o.undone) == 0 {
+		o.undone = nil
+	}
+	o.redoing = len(some)
+	for _, u := range some {
+		o.leave(u.seq, leaving{dead: u.dead, again: true})
+	}
 }
 
 func (o *Outbox) present(seq uint64) bool {
@@ -816,7 +873,8 @@ func (o *Outbox) Reschedule(seq uint64, attempts int, next time.Time, lastError 
 
 // Bury moves a record to the dead letters, in one step: it is never in both places, nor in none. Of d, it takes what
 // concerns the last attempt: Reason, Status, Response, Buried, Attempts and LastError; the record is the stored one. It is
-// as lazy as Remove. The commit's error is ErrNotFound if the record isn't queued.
+// as lazy as Remove. The commit's error is ErrNotFound if the record isn't queued. If it has another error when Bury
+// returns, the record is still queued. If it gets one later, it is as with Remove.
 func (o *Outbox) Bury(seq uint64, d DeadLetter) *Commit {
 	value, _, err := o.read(seq)
 	if err != nil {
