@@ -210,6 +210,7 @@ func (s *Store) openFile(open func(string, int, os.FileMode) (*os.File, error)) 
 			err = &CorruptError{Path: s.path, Reason: fmt.Sprint(r)}
 		}
 	}()
+	var f *os.File
 	db, err = bbolt.Open(s.path, 0o600, &bbolt.Options{
 		Timeout:         s.o.LockTimeout,
 		InitialMmapSize: initialMmapSize,
@@ -220,13 +221,27 @@ func (s *Store) openFile(open func(string, int, os.FileMode) (*os.File, error)) 
 		NoFreelistSync: true,
 		// Its statistics cost a lock per transaction; ours are in metrics.go.
 		NoStatistics: true,
-		OpenFile:     open,
+		OpenFile: func(name string, flag int, perm os.FileMode) (_ *os.File, err error) {
+			f, err = open(name, flag, perm)
+			return f, err
+		},
 	})
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fmt.Errorf("open store %s: %w", s.path, ErrLocked)
 	case err != nil:
 		return nil, fmt.Errorf("open store %s: %w", s.path, err)
+	}
+	// While this waited for the lock, a compaction may have put another file there: what is written to this one is lost.
+	locked, err := f.Stat()
+	if err == nil {
+		var there fs.FileInfo
+		if there, err = os.Stat(s.path); err == nil && !os.SameFile(locked, there) {
+			err = errors.New("another file was put in its place meanwhile; try again")
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", s.path, err), db.Close())
 	}
 	return db, nil
 }

@@ -42,7 +42,7 @@ func commands() []command {
 		{"serve", "serve [-config FILE]", "run the broker", runServe},
 		{"check", "check [-config FILE] [-strict] [PATH...]", "validate configuration and rule files", runCheck},
 		{"eval", "eval", "evaluate rules over events, JSON lines in and out", runEval},
-		{"outbox", "outbox ls|show|retry|purge|pause|resume [-config FILE]", "list, show, send again or delete what waits and what is dead; pause a destination", runOutbox},
+		{"outbox", "outbox ls|show|retry|purge|pause|resume|compact [-config FILE]", "list, show, send again or delete what waits and what is dead; pause a destination; give back space", runOutbox},
 		{"test", "test PATH...", "run rule unit tests", notYet("test")},
 		{"explain", "explain -topic T -payload P PATH...", "say why a rule fires or not", notYet("explain")},
 		{"passwd", "passwd USER", "print a users-file line", notYet("passwd")},
@@ -86,7 +86,7 @@ func (c *cli) usage(w io.Writer) {
 	fmt.Fprintln(w, "Throughline: an MQTT broker that keeps the trace unbroken.\n\nUsage: broker COMMAND [flags]")
 	fmt.Fprintln(w)
 	for _, k := range commands() {
-		fmt.Fprintf(w, "  %-46s %s\n", k.usage, k.summary)
+		fmt.Fprintf(w, "  %-54s %s\n", k.usage, k.summary)
 	}
 }
 

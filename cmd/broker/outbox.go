@@ -34,7 +34,7 @@ const maxListing = 256 << 20
 // directory.
 func runOutbox(ctx context.Context, c *cli, args []string) int {
 	if len(args) == 0 {
-		return c.misuse("outbox: say what to do: ls, show, retry, purge, pause or resume")
+		return c.misuse("outbox: say what to do: ls, show, retry, purge, pause, resume or compact")
 	}
 	switch args[0] {
 	case "ls":
@@ -46,7 +46,7 @@ func runOutbox(ctx context.Context, c *cli, args []string) int {
 	case "pause", "resume":
 		return outboxPause(ctx, c, args[0], args[1:])
 	case "compact":
-		return notYet("outbox compact")(ctx, c, nil)
+		return outboxCompact(ctx, c, args[1:])
 	case "-h", "-help", "--help":
 		code, _ := c.parse(c.flags("outbox"), []string{"-h"})
 		return code
