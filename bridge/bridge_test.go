@@ -634,6 +634,42 @@ func TestQueueFailure(t *testing.T) {
 	})
 }
 
+// A record that can't be made a dead letter yet stays where it is: both what
+// is refused and what expires.
+func TestBurialFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.center.status(422)
+		r.queue.failBurials(errors.New("disk is broken"))
+		r.add("a", "1", "2")
+		time.Sleep(time.Minute)
+		if len(r.queue.buried()) != 0 || len(r.center.of("1")) < 4 || len(r.center.of("2")) != 0 {
+			t.Errorf("%d buried, the first sent %d times, the second %d", len(r.queue.buried()), len(r.center.of("1")), len(r.center.of("2")))
+		}
+		r.wantMetric("throughline_delivery_dead_letters_total{destination=notification-center,reason=poison}", 0)
+		r.queue.failBurials(nil)
+		time.Sleep(time.Minute)
+		if got := r.queue.buried(); len(got) != 2 || got[0].ID != "1" || got[1].ID != "2" {
+			t.Errorf("dead letters %+v", got)
+		}
+		r.center.status(503)
+		r.queue.failBurials(errors.New("disk is broken"))
+		r.add("b", "3")
+		d := to(nc)
+		d.MaxAge = 10 * time.Minute
+		r.define(d)
+		time.Sleep(12 * time.Minute)
+		if got := len(r.queue.buried()); got != 2 {
+			t.Errorf("%d buried", got)
+		}
+		r.queue.failBurials(nil)
+		time.Sleep(5 * time.Minute)
+		if got := r.queue.buried(); len(got) != 3 || got[2].Reason != bridge.ReasonExpired {
+			t.Errorf("dead letters %+v", got)
+		}
+	})
+}
+
 // What waits costs no goroutine, and a hundred thousand lanes are all sent at
 // once when the destination is back.
 func TestManyLanes(t *testing.T) {

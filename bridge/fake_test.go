@@ -32,6 +32,7 @@ type memQueue struct {
 	loadErr error
 	paused  map[string]bridge.Pause
 	damaged uint64 // the Seq of a record that can't be read
+	buryErr error
 }
 
 func (q *memQueue) Append(recs []bridge.Record) (*bridge.Commit, error) {
@@ -116,6 +117,9 @@ func (q *memQueue) Reschedule(seq uint64, attempts int, next time.Time, lastErro
 func (q *memQueue) Bury(seq uint64, d bridge.DeadLetter) *bridge.Commit {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.buryErr != nil {
+		return store.Completed(q.buryErr)
+	}
 	delete(q.records, seq)
 	q.dead = append(q.dead, d)
 	return store.Completed(nil)
@@ -172,6 +176,12 @@ func (q *memQueue) failLoadOf(seq uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.damaged = seq
+}
+
+func (q *memQueue) failBurials(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.buryErr = err
 }
 
 // sent is a request that center got.

@@ -539,6 +539,9 @@ func (f *forwarder) bury(seq uint64, rec Record, reason string, res Response) ou
 		return outcome{done: true}
 	}
 	if commit != nil && commit.Err() != nil {
+		f.mu.Lock()
+		f.breaker.started = time.Now() // else a destination that fails would be probed with this record at once, again and again
+		f.mu.Unlock()
 		return outcome{due: time.Now().Add(ownFailureWait)}
 	}
 	f.meters.dead[reason].Inc()
