@@ -27,6 +27,7 @@ var mayImport = map[string][]string{
 	"tracectx/tracectxtest": {"tracectx"},
 	"bridge":                {"bridge/outbox", "tracectx"},
 	"bridge/outbox":         {"store"},
+	"bridge/history":        {},
 	"sessions":              {"store"},
 	"store":                 {},
 	"admin":                 {"bridge", "rules"},
