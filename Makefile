@@ -12,9 +12,9 @@ test:
 race:
 	go test -race ./...
 
-# The package comes first: what follows a flag that go does not know is the test's.
+# The packages come first: what follows a flag that go does not know is the test's.
 soak:
-	go test -race -run TestSoak -timeout 15m ./hooks -soak 10m
+	go test -race -p 1 -run '^TestSoak' -timeout 15m ./hooks ./cmd/broker -soak 10m
 
 bench:
 	go test -run '^$$' -bench . -benchmem ./...

@@ -53,7 +53,12 @@ type step struct {
 
 // startApp starts everything, and returns once clients can connect. If it fails,
 // nothing is left running.
-func startApp(ctx context.Context, cfg config, log *slog.Logger) (_ *app, err error) {
+func startApp(ctx context.Context, cfg config, log *slog.Logger) (*app, error) {
+	return startAppAround(ctx, cfg, log, nil)
+}
+
+// startAppAround is startApp, with what around returns between the forwarder and the outbox; nil: nothing.
+func startAppAround(ctx context.Context, cfg config, log *slog.Logger, around func(bridge.Queue) bridge.Queue) (_ *app, err error) {
 	a := &app{log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 1)}
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	defer func() {
@@ -76,8 +81,12 @@ func startApp(ctx context.Context, cfg config, log *slog.Logger) (_ *app, err er
 		return nil, err
 	}
 	reread := rereader{log: log}
+	var between bridge.Queue = queue
+	if around != nil {
+		between = around(queue)
+	}
 	forwarder, err := bridge.New(bridge.Options{
-		Queue: queue, Tracer: tracer, Unauthorized: reread.secrets, OwnAddresses: ownAddresses(a.adminAddress()),
+		Queue: between, Tracer: tracer, Unauthorized: reread.secrets, OwnAddresses: ownAddresses(a.adminAddress()),
 		Logger: log, Registerer: a.registry,
 	})
 	if err != nil {

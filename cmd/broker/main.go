@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/throughline-mqtt/throughline/bridge"
 )
 
 // Exit codes, the same for every command.
@@ -29,6 +31,8 @@ type cli struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	env            func(string) (string, bool)
+	// around puts something between the forwarder and the outbox of serve; nil: nothing.
+	around func(bridge.Queue) bridge.Queue
 }
 
 type command struct {

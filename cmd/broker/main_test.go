@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -30,7 +31,12 @@ const runAsBroker = "THROUGHLINE_TEST_RUN_AS_BROKER"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(runAsBroker) != "" {
-		main()
+		c := &cli{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv}
+		if err := c.failAt(os.Getenv(failpointVar)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(exitUsage)
+		}
+		os.Exit(c.main(context.Background(), os.Args[1:]))
 	}
 	testscript.Main(m, map[string]func(){"broker": main})
 }

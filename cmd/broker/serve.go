@@ -41,7 +41,7 @@ func runServe(ctx context.Context, c *cli, args []string) int {
 	defer signal.Stop(hup)
 	log := newLogger(c.stderr, cfg.Log)
 	defer runtime.KeepAlive(make([]byte, ballast))
-	a, err := startApp(ctx, cfg, log)
+	a, err := startAppAround(ctx, cfg, log, c.around)
 	var bad *rules.LoadError
 	switch {
 	case errors.As(err, &bad):
