@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -23,11 +22,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/eclipse/paho.golang/paho"
-	mqtt3 "github.com/eclipse/paho.mqtt.golang"
-
 	"github.com/throughline-mqtt/throughline/bridge/history"
-	"github.com/throughline-mqtt/throughline/tracectx"
 )
 
 var (
@@ -71,7 +66,7 @@ type crashes struct {
 	webhook *httptest.Server
 	status  atomic.Int32 // of the webhook's answers
 	run     int
-	lanes   []*crashLane
+	clients []*publisher
 	acks    atomic.Int64 // until the broker is to be killed by the test
 	kill    chan struct{}
 
@@ -128,8 +123,8 @@ admin: {address: "127.0.0.1:0"}
 	c.mu.Lock()
 	c.logs = map[string]*history.Log{"center": {}, "named": {}}
 	c.mu.Unlock()
-	c.lanes = nil
-	for _, l := range []crashLane{
+	c.clients = nil
+	for _, p := range []publisher{
 		{version: 4, window: 8, qos: []byte{1}},
 		{version: 4, window: 8, qos: []byte{2}},
 		{version: 4, window: 8, qos: []byte{1, 2}},
@@ -137,9 +132,22 @@ admin: {address: "127.0.0.1:0"}
 		{version: 5, qos: []byte{1}},
 		{version: 5, qos: []byte{2}},
 	} {
-		l.crashes, l.name = c, fmt.Sprintf("v%d-%d", c.run, len(c.lanes))
-		l.rng = rand.New(rand.NewPCG(c.rng.Uint64(), 0))
-		c.lanes = append(c.lanes, &l)
+		p.name, p.note, p.acknowledged = fmt.Sprintf("v%d-%d", c.run, len(c.clients)), c.note, c.acknowledged
+		p.rng = rand.New(rand.NewPCG(c.rng.Uint64(), 0))
+		c.clients = append(c.clients, &p)
+	}
+}
+
+// note tells the histories of a PUBLISH.
+func (c *crashes) note(m history.Message, trace string) []*history.Copy {
+	named := m
+	named.ID = "id-" + m.Marker
+	return []*history.Copy{c.logs["center"].Publish(m, trace), c.logs["named"].Publish(named, trace)}
+}
+
+func (c *crashes) acknowledged() {
+	if c.acks.Add(-1) == 0 {
+		c.kill <- struct{}{}
 	}
 }
 
@@ -211,11 +219,11 @@ func (c *crashes) round(point string) bool {
 	b := c.start(spec)
 	ctx, stop := context.WithTimeout(c.t.Context(), 30*time.Second)
 	defer stop()
-	var clients sync.WaitGroup
+	var publishing sync.WaitGroup
 	select {
 	case address := <-b.ready:
-		for _, l := range c.lanes {
-			clients.Go(func() { l.publish(ctx, address, true) })
+		for _, p := range c.clients {
+			publishing.Go(func() { p.publish(ctx, address, true) })
 		}
 	case <-b.dead:
 	}
@@ -229,7 +237,7 @@ func (c *crashes) round(point string) bool {
 	}
 	<-b.dead
 	stop()
-	clients.Wait()
+	publishing.Wait()
 	c.acks.Store(0)
 	for _, l := range c.logs {
 		l.Crash(c.run)
@@ -254,17 +262,17 @@ func (c *crashes) settle() (again int) {
 	defer stop()
 	select {
 	case address := <-b.ready:
-		var clients sync.WaitGroup
-		for _, l := range c.lanes {
-			clients.Go(func() { l.publish(ctx, address, false) })
+		var publishing sync.WaitGroup
+		for _, p := range c.clients {
+			publishing.Go(func() { p.publish(ctx, address, false) })
 		}
-		clients.Wait()
+		publishing.Wait()
 	case <-b.dead:
 		c.t.Fatalf("run %d has ended: %v\n%s", c.run, b.cmd.ProcessState, b.log)
 	}
-	for _, l := range c.lanes {
-		if n := len(l.pending); n > 0 {
-			c.t.Errorf("client %s: %d messages are not acknowledged", l.name, n)
+	for _, p := range c.clients {
+		if n := len(p.pending); n > 0 {
+			c.t.Errorf("client %s: %d messages are not acknowledged", p.name, n)
 		}
 	}
 	owed := func() int { return c.logs["center"].Owed() + c.logs["named"].Owed() }
@@ -343,196 +351,4 @@ func (c *crashes) start(failpoint string) *crashingBroker {
 		<-b.dead
 	})
 	return b
-}
-
-// A crashLane is a client, and so a lane, whose connection changes. It sends in the order of its messages, and after a
-// reconnect what was not acknowledged first, each time with a trace of its own.
-type crashLane struct {
-	crashes *crashes
-	name    string
-	version byte
-	window  int // messages in flight, MQTT 3.1.1 alone: the other client waits for each
-	qos     []byte
-	rng     *rand.Rand
-	made    int
-	copies  int
-	pending []*crashMessage // not acknowledged, in order
-}
-
-// A crashMessage is owed its acknowledgement.
-type crashMessage struct {
-	history.Message
-	qos    byte
-	value  int
-	copies [2]*history.Copy // the last ones
-	token  mqtt3.Token      // of the last one; nil: not sent in this connection
-}
-
-func (l *crashLane) next() *crashMessage {
-	m := &crashMessage{qos: l.qos[l.made%len(l.qos)], value: 25}
-	m.Marker, m.Lane = fmt.Sprintf("%s/%d", l.name, l.made), l.name
-	if m.Matches = l.rng.IntN(4) > 0; m.Matches {
-		m.value = 75
-	}
-	l.made++
-	return m
-}
-
-// send notes a new copy and returns what it carries.
-func (l *crashLane) send(m *crashMessage) tracectx.Context {
-	l.copies++
-	ctx := tracectx.Context{
-		Sampled: true, TraceID: fmt.Sprintf("%s.trace.%d", l.name, l.copies), SegmentID: fmt.Sprintf("%s.segment.%d", l.name, l.copies),
-		Service: "vehicle", Instance: l.name, Endpoint: "drive", Peer: "broker",
-	}
-	named := m.Message
-	named.ID = "id-" + m.Marker
-	m.copies = [2]*history.Copy{
-		l.crashes.logs["center"].Publish(m.Message, ctx.TraceID), l.crashes.logs["named"].Publish(named, ctx.TraceID),
-	}
-	return ctx
-}
-
-// acknowledged takes a message off the pending ones.
-func (l *crashLane) acknowledged(m *crashMessage) {
-	for _, c := range m.copies {
-		c.Acknowledge()
-	}
-	for i, p := range l.pending {
-		if p == m {
-			l.pending = append(l.pending[:i], l.pending[i+1:]...)
-			break
-		}
-	}
-	if l.crashes.acks.Add(-1) == 0 {
-		l.crashes.kill <- struct{}{}
-	}
-}
-
-// publish connects, sends what is pending, and goes on with new messages if more is true, until ctx or the connection ends.
-func (l *crashLane) publish(ctx context.Context, address string, more bool) {
-	if l.version == 5 {
-		l.publish5(ctx, address, more)
-		return
-	}
-	l.publish3(ctx, address, more)
-}
-
-func (l *crashLane) topic() string { return "fleet/" + l.name + "/telemetry" }
-
-func (l *crashLane) publish3(ctx context.Context, address string, more bool) {
-	lost := make(chan struct{})
-	c := mqtt3.NewClient(mqtt3.NewClientOptions().AddBroker("tcp://" + address).SetClientID(l.name).SetProtocolVersion(4).
-		SetAutoReconnect(false).SetWriteTimeout(time.Second).SetConnectTimeout(10 * time.Second).
-		SetConnectionLostHandler(func(mqtt3.Client, error) { close(lost) }))
-	defer c.Disconnect(0)
-	if token := c.Connect(); !token.WaitTimeout(10*time.Second) || token.Error() != nil {
-		return
-	}
-	for _, m := range l.pending {
-		m.token = nil
-	}
-	// What is in flight is always the first of what is pending.
-	flying := 0
-	for ctx.Err() == nil {
-		if flying == len(l.pending) && more {
-			l.pending = append(l.pending, l.next())
-		}
-		if flying < min(l.window, len(l.pending)) {
-			m := l.pending[flying]
-			m.token = c.Publish(l.topic(), m.qos, false, fmt.Sprintf(`{"marker":%q,"value":%d,"sw8":%q}`, m.Marker, m.value, l.send(m).Carrier().SW8))
-			flying++
-			continue
-		}
-		if flying == 0 {
-			return
-		}
-		select {
-		case <-l.pending[0].token.Done():
-		case <-lost:
-			l.collect(flying)
-			return
-		case <-ctx.Done():
-		}
-		flying -= l.collect(flying)
-		if l.failed() {
-			return
-		}
-	}
-}
-
-// collect takes what was acknowledged of those in flight off the pending ones, and returns how many it were.
-func (l *crashLane) collect(flying int) (n int) {
-	for _, m := range append([]*crashMessage(nil), l.pending[:flying]...) {
-		select {
-		case <-m.token.Done():
-			if m.token.Error() == nil {
-				l.acknowledged(m)
-				n++
-			}
-		default:
-		}
-	}
-	return n
-}
-
-// failed reports whether the first message in flight is known not to get its acknowledgement.
-func (l *crashLane) failed() bool {
-	if len(l.pending) == 0 || l.pending[0].token == nil {
-		return false
-	}
-	select {
-	case <-l.pending[0].token.Done():
-		return l.pending[0].token.Error() != nil
-	default:
-		return false
-	}
-}
-
-func (l *crashLane) publish5(ctx context.Context, address string, more bool) {
-	conn, err := net.DialTimeout("tcp", address, 10*time.Second)
-	if err != nil {
-		return
-	}
-	defer conn.Close()
-	c := paho.NewClient(paho.ClientConfig{Conn: conn, ClientID: l.name})
-	connecting, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	if _, err := c.Connect(connecting, &paho.Connect{ClientID: l.name, CleanStart: true, KeepAlive: 30}); err != nil {
-		return
-	}
-	defer c.Disconnect(&paho.Disconnect{})
-	publishing, end := context.WithCancel(ctx)
-	defer end()
-	go func() {
-		select {
-		case <-c.Done():
-			end()
-		case <-publishing.Done():
-		}
-	}()
-	for publishing.Err() == nil {
-		if len(l.pending) == 0 {
-			if !more {
-				return
-			}
-			l.pending = append(l.pending, l.next())
-		}
-		m := l.pending[0]
-		props := &paho.PublishProperties{}
-		props.User.Add("sw8", l.send(m).Carrier().SW8)
-		ack, err := c.Publish(publishing, &paho.Publish{
-			QoS: m.qos, Topic: l.topic(), Payload: fmt.Appendf(nil, `{"marker":%q,"value":%d}`, m.Marker, m.value), Properties: props,
-		})
-		switch {
-		case ack != nil && ack.ReasonCode >= 0x80:
-			for _, cp := range m.copies {
-				cp.Refuse()
-			}
-		case err != nil:
-			return
-		default:
-			l.acknowledged(m)
-		}
-	}
 }
