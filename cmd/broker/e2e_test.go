@@ -459,6 +459,7 @@ admin: {address: %q}
 	if len(ids) != messages {
 		t.Errorf("%d webhook-ids for %d records", len(ids), messages)
 	}
+	checkOverRestart(t, collector, failed[0].context.Instance, got[:messages])
 	before, after := failed[0], got[0]
 	if a, b := before.header.Get("webhook-id"), after.header.Get("webhook-id"); a != b {
 		t.Errorf("webhook-id %s before the kill, %s after it", a, b)
@@ -474,6 +475,35 @@ admin: {address: %q}
 	}
 	if err := broker.Wait(); err != nil {
 		t.Errorf("SIGTERM: %v", err)
+	}
+}
+
+// checkOverRestart asserts that the requests are attempts of another instance than the one of that name, and that each of
+// them refers to an EntrySpan of that one, which is gone.
+func checkOverRestart(t *testing.T, collector *tracectxtest.Collector, gone string, requests []request) {
+	t.Helper()
+	byID := map[string]*tracectxtest.Segment{}
+	for _, s := range collector.Segments() {
+		byID[s.ID] = s
+	}
+	referred := map[string]bool{}
+	for _, r := range requests {
+		attempt := byID[r.context.SegmentID]
+		ref := attempt.Span(0).Refs[0]
+		entry := byID[ref.SegmentID]
+		if attempt.Instance == gone || r.context.Instance != attempt.Instance {
+			t.Errorf("attempt of instance %s, sw8 of %s, before the restart it was %s", attempt.Instance, r.context.Instance, gone)
+		}
+		if entry.Instance != gone || ref.Instance != gone {
+			t.Errorf("EntrySpan of instance %s, reference to %s, want %s", entry.Instance, ref.Instance, gone)
+		}
+		referred[ref.SegmentID] = true
+	}
+	if len(referred) != len(requests) {
+		t.Errorf("%d records refer to %d publishes", len(requests), len(referred))
+	}
+	if broken := tracectxtest.Broken(collector.Segments()); len(broken) > 0 {
+		t.Errorf("broken traces: %q", broken)
 	}
 }
 
