@@ -474,7 +474,11 @@ func (f *forwarder) failed(class Class, j job, rec Record, a attempted) outcome 
 	if reason != "" {
 		return f.bury(p.seq, rec, reason, a.res)
 	}
-	wait := f.bridge.schedule.wait(class, rec.Attempts, f.bridge.random)
+	tries := rec.Attempts
+	if class == Poison { // those of an outage before say nothing of the record, and would have its lane wait for minutes
+		tries = int(p.refused)
+	}
+	wait := f.bridge.schedule.wait(class, tries, f.bridge.random)
 	if class == Retry && a.res.RetryAfter > 0 {
 		wait = a.res.RetryAfter
 	}
