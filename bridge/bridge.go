@@ -327,6 +327,16 @@ func (b *Bridge) Stop(ctx context.Context) error {
 	return err
 }
 
+// Attempts counts the attempts since the start by what their outcome meant, of
+// all destinations together; each class is there.
+func (b *Bridge) Attempts() map[Class]uint64 {
+	n := make(map[Class]uint64, len(classes))
+	for _, c := range classes {
+		n[c] = b.metrics.total[c].Load()
+	}
+	return n
+}
+
 // cutOff is how long a sender may take to notice that its context ended.
 const cutOff = time.Second
 

@@ -402,7 +402,7 @@ func (f *forwarder) do(j job) outcome {
 		p.attempts++
 		rec.Attempts++
 	}
-	f.meters.attempts[class].Inc()
+	f.meters.attempted(class)
 
 	if class == Success {
 		f.bridge.queue.Remove(p.seq)

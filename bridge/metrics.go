@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"strings"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -34,6 +35,7 @@ type metrics struct {
 	replaced    *prometheus.CounterVec
 	undecodable *prometheus.CounterVec
 	latency     *prometheus.HistogramVec
+	total       map[Class]*atomic.Uint64 // attempts of all destinations, those that are gone too
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -66,6 +68,10 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			// From a loopback webhook to an outage of a day.
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 21600, 86400},
 		}, []string{"destination"}),
+	}
+	m.total = map[Class]*atomic.Uint64{}
+	for _, c := range classes {
+		m.total[c] = new(atomic.Uint64)
 	}
 	if reg == nil {
 		return m, nil
@@ -123,6 +129,12 @@ func (m *metrics) destination(name string) *meters {
 		d.dead[reason] = m.dead.WithLabelValues(name, reason)
 	}
 	return d
+}
+
+// attempted counts an attempt.
+func (d *meters) attempted(c Class) {
+	d.attempts[c].Inc()
+	d.all.total[c].Add(1)
 }
 
 // delivered counts a record that is done.

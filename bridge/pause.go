@@ -52,11 +52,12 @@ type Status struct {
 // Pause stops sending to a destination until Resume is called, restarts or not.
 // Its records are queued, and reach their max age. Attempts under way end as they
 // would. Once it returns nil that is on disk; with any error but
-// ErrNoDestination the destination is paused until a restart. One that is
-// paused already is paused by the operator from now on.
+// ErrNoDestination the destination is paused, but perhaps only until a restart,
+// and Pause can be called again. One that is paused already is paused by the
+// operator from now on.
 func (b *Bridge) Pause(ctx context.Context, name string) error {
 	commit, err := b.pause(name)
-	if commit == nil {
+	if err != nil {
 		return err
 	}
 	return commit.Wait(ctx)
@@ -66,13 +67,13 @@ func (b *Bridge) pause(name string) (*Commit, error) {
 	b.pausing.Lock()
 	defer b.pausing.Unlock()
 	f, kept, paused := b.lookUp(name)
-	switch {
-	case f == nil && !paused:
+	if f == nil && !paused {
 		return nil, ErrNoDestination
-	case paused && kept.Reason == PausedByOperator:
-		return nil, nil
 	}
 	p := Pause{Reason: PausedByOperator, Since: time.Now()}
+	if kept.Reason == PausedByOperator { // it is written again: the first time may have failed
+		p = kept
+	}
 	if f != nil {
 		f.mu.Lock()
 		f.pause(p)
@@ -85,7 +86,7 @@ func (b *Bridge) pause(name string) (*Commit, error) {
 // One that is not paused is left as it is. What an error means is as with Pause.
 func (b *Bridge) Resume(ctx context.Context, name string) error {
 	commit, err := b.resume(name)
-	if commit == nil {
+	if err != nil {
 		return err
 	}
 	return commit.Wait(ctx)
@@ -95,16 +96,13 @@ func (b *Bridge) resume(name string) (*Commit, error) {
 	b.pausing.Lock()
 	defer b.pausing.Unlock()
 	f, _, paused := b.lookUp(name)
-	switch {
-	case f == nil && !paused:
+	if f == nil && !paused {
 		return nil, ErrNoDestination
-	case !paused:
-		return nil, nil
 	}
-	if f != nil {
+	if f != nil && paused {
 		f.resume()
 	}
-	return b.keep(name, nil), nil
+	return b.keep(name, nil), nil // even if it is not: the first time may have failed
 }
 
 // lookUp returns what is known of a destination; f is nil if nothing is but a pause.

@@ -247,8 +247,8 @@ func TestGone(t *testing.T) {
 				if got := r.log.with("says that it is gone"); len(got) != 1 || !strings.Contains(got[0], "level=ERROR") {
 					t.Errorf("alarm %q", got)
 				}
-				r = tt.back(r)
 				r.center.status(200)
+				r = tt.back(r)
 				time.Sleep(time.Hour)
 				want := 0
 				if tt.still {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,6 +13,21 @@ type metrics struct {
 	writes     prometheus.Histogram
 	reopenings prometheus.Counter
 	registered []prometheus.Collector
+
+	flushes, nanos, requests atomic.Uint64
+}
+
+// Flushes are the flushes to disk since the store was opened that succeeded.
+type Flushes struct {
+	Count  uint64
+	Time   time.Duration // of all of them together
+	Writes uint64        // in all of them together
+}
+
+// Flushes counts the flushes.
+func (s *Store) Flushes() Flushes {
+	m := s.metrics
+	return Flushes{Count: m.flushes.Load(), Time: time.Duration(m.nanos.Load()), Writes: m.requests.Load()}
 }
 
 func newMetrics(r prometheus.Registerer, s *Store) (*metrics, error) {
@@ -71,4 +87,7 @@ func (m *metrics) unregister() {
 func (m *metrics) flushed(d time.Duration, writes int) {
 	m.seconds.Observe(d.Seconds())
 	m.writes.Observe(float64(writes))
+	m.nanos.Add(uint64(max(d, 0)))
+	m.requests.Add(uint64(writes))
+	m.flushes.Add(1)
 }

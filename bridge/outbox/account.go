@@ -16,7 +16,7 @@ type account struct {
 	// deadBytes count against the cap of the whole, not against a destination's: that bounds an outage.
 	deadBytes int64
 	// Since the outbox was opened; not kept for the whole.
-	purged, purgedDead, redriven uint64
+	appended, purged, purgedDead, redriven uint64
 
 	refused bool // since there was space last
 

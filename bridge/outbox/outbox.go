@@ -570,6 +570,9 @@ func (o *Outbox) appended(err error, refs []Ref, values [][]byte, accounts []*ac
 			o.total.bytes -= size
 			continue
 		}
+		if from == nil {
+			a.appended++
+		}
 		o.queue(refs[i].Seq, a, size, refs[i].Queued)
 		o.cache.put(refs[i].Seq, values[i])
 		o.committed = refs[i].Seq

@@ -16,6 +16,8 @@ type Usage struct {
 	DeadLetters int
 	DeadBytes   int64
 
+	Appended uint64 // records, since the outbox was opened; of a destination only
+
 	// What operators have done since the outbox was opened; of a destination only.
 	Purged, PurgedDead uint64 // records and dead letters deleted
 	Redriven           uint64 // dead letters queued again
@@ -60,7 +62,7 @@ func (o *Outbox) Stats() Stats {
 func (a *account) usage(limit int64) Usage {
 	return Usage{
 		Records: a.records, Bytes: a.bytes, Limit: max(limit, 0), DeadLetters: a.dead, DeadBytes: a.deadBytes,
-		Purged: a.purged, PurgedDead: a.purgedDead, Redriven: a.redriven,
+		Appended: a.appended, Purged: a.purged, PurgedDead: a.purgedDead, Redriven: a.redriven,
 	}
 }
 
@@ -70,6 +72,7 @@ var (
 	oldestDesc    = desc("oldest_seconds", "Age of the oldest record queued; 0: none.", "destination")
 	deadDesc      = desc("dead_letters", "Dead letters kept.", "destination")
 	deadBytesDesc = desc("dead_letter_bytes", "Bytes of the dead letters kept.", "destination")
+	appendedDesc  = desc("appended_total", "Records appended, redriven dead letters aside.", "destination")
 	purgedDesc    = desc("purged_total", "Records and dead letters deleted by operators, by the state they were in.", "destination", "state")
 	redrivenDesc  = desc("redriven_total", "Dead letters queued again by operators.", "destination")
 	limitDesc     = desc("limit_bytes", "Cap on the bytes of queued records and dead letters together; 0: none.")
@@ -149,7 +152,7 @@ func label(name string) string { return strings.ToValidUTF8(name, "\uFFFD") }
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.vec.Describe(ch)
 	m.dropped.Describe(ch)
-	for _, d := range []*prometheus.Desc{recordsDesc, bytesDesc, oldestDesc, deadDesc, deadBytesDesc, purgedDesc, redrivenDesc, limitDesc} {
+	for _, d := range []*prometheus.Desc{recordsDesc, bytesDesc, oldestDesc, deadDesc, deadBytesDesc, appendedDesc, purgedDesc, redrivenDesc, limitDesc} {
 		ch <- d
 	}
 }
@@ -178,6 +181,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(oldestDesc, age, name)
 		gauge(deadDesc, float64(u.DeadLetters), name)
 		gauge(deadBytesDesc, float64(u.DeadBytes), name)
+		counter(appendedDesc, u.Appended, name)
 		counter(purgedDesc, u.Purged, name, "queued")
 		counter(purgedDesc, u.PurgedDead, name, "dead")
 		counter(redrivenDesc, u.Redriven, name)

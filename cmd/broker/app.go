@@ -40,6 +40,7 @@ type app struct {
 	server    *hooks.Server
 	adminLn   net.Listener
 	stopAdmin func(context.Context) error
+	flushes   func() store.Flushes
 	failed    chan error // gets what ended the app from inside, once
 	steps     []step     // in the order of stopping
 }
@@ -92,7 +93,13 @@ func startAppAround(ctx context.Context, cfg config, log *slog.Logger, around fu
 	if err != nil {
 		return nil, err
 	}
-	a.onStop("forwarder", 15*time.Second, forwarder.Stop)
+	stopSummary := startSummary(summarySources{
+		stats: queue.Stats, destinations: forwarder.Destinations, attempts: forwarder.Attempts, flushes: a.flushes,
+	}, log)
+	a.onStop("forwarder", 15*time.Second, func(ctx context.Context) error {
+		stopSummary()
+		return forwarder.Stop(ctx)
+	})
 	if a.keeper, err = a.loadRules(cfg, forwarder, queue); err != nil {
 		return nil, err
 	}
@@ -145,6 +152,7 @@ func (a *app) openOutbox(cfg config) (*outbox.Outbox, error) {
 		return nil, err
 	}
 	a.onStop("outbox", 10*time.Second, st.Close)
+	a.flushes = st.Flushes
 	return outbox.Open(st, outbox.Options{
 		MaxBytes:   cfg.Outbox.MaxBytes,
 		Caps:       outbox.Caps{Default: outbox.Cap{MaxBytes: cfg.Outbox.MaxBytesPerDestination}},
