@@ -573,6 +573,7 @@ func TestPurgeInFlight(t *testing.T) {
 					d.resume()
 				}
 				await(t, "the one behind to be delivered", func() bool { return d.outbox.Stats().Records == 0 && len(d.center.of("behind")) == 1 })
+				await(t, "the attempts to end", func() bool { return len(d.tracer.Segments()) == len(d.center.all()) })
 				if got := len(d.center.of("doomed")); got != 1 {
 					t.Errorf("sent %d times", got)
 				}
