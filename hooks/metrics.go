@@ -16,7 +16,8 @@ import (
 type metrics struct {
 	publishes      [3]prometheus.Counter // by QoS
 	matches        *prometheus.CounterVec
-	refusals       map[reason]prometheus.Counter
+	refusals       map[reason]prometheus.Counter // of QoS 1 and 2
+	drops          map[reason]prometheus.Counter // of QoS 0
 	malformed      map[tracectx.Reason]prometheus.Counter
 	malformedBag   map[tracectx.Reason]prometheus.Counter
 	commitWait     prometheus.Histogram
@@ -34,6 +35,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 				"new (it sent none), malformed (it sent one that could not be read).",
 		}, []string{"rule", "trace"}),
 		refusals:     make(map[reason]prometheus.Counter),
+		drops:        make(map[reason]prometheus.Counter),
 		malformed:    make(map[tracectx.Reason]prometheus.Counter),
 		malformedBag: make(map[tracectx.Reason]prometheus.Counter),
 		commitWait: auto.NewHistogram(prometheus.HistogramOpts{
@@ -62,10 +64,17 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	refusals := auto.NewCounterVec(prometheus.CounterOpts{
 		Name: "throughline_publishes_refused_total",
-		Help: "Publishes that were not accepted, by reason. At QoS 0 they are dropped.",
+		Help: "Publishes of QoS 1 and 2 that were not accepted, by reason.",
+	}, []string{"reason"})
+	drops := auto.NewCounterVec(prometheus.CounterOpts{
+		Name: "throughline_publishes_dropped_total",
+		Help: "Publishes of QoS 0 that were not accepted, by reason: nobody is told.",
 	}, []string{"reason"})
 	for _, why := range reasons {
 		m.refusals[why] = refusals.WithLabelValues(string(why))
+		if why != commitFailed { // which nothing of QoS 0 waits for
+			m.drops[why] = drops.WithLabelValues(string(why))
+		}
 	}
 	carriers := auto.NewCounterVec(prometheus.CounterOpts{
 		Name: "throughline_carriers_malformed_total",
@@ -79,6 +88,15 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		m.panics.WithLabelValues(name)
 	}
 	return m
+}
+
+// refused counts a publish that was not accepted.
+func (m *metrics) refused(qos byte, why reason) {
+	if qos == 0 {
+		m.drops[why].Inc()
+		return
+	}
+	m.refusals[why].Inc()
 }
 
 // registerState registers what mochi and the sessions hold.

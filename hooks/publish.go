@@ -48,7 +48,7 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, 
 			// The client gets no answer and keeps its connection: sent again, the same message would
 			// panic again.
 			h.panicked("OnPublish", cl, cause)
-			h.metrics.refusals[panicked].Inc()
+			h.metrics.refused(pk.FixedHeader.Qos, panicked)
 			err = packets.ErrRejectPacket
 		}
 	}()
@@ -90,7 +90,7 @@ type publish struct {
 
 // refuse counts a refusal and returns what makes mochi answer it: never with success.
 func (p *publish) refuse(why reason, cause error) error {
-	p.h.metrics.refusals[why].Inc()
+	p.h.metrics.refused(p.qos, why)
 	f := refusal{reason: why, cause: cause, owed: p.owed, received: p.received}
 	answer := packets.ErrRejectPacket
 	switch {
@@ -129,11 +129,12 @@ func (p *publish) accept(pk *packets.Packet) (reason, error) {
 	}
 	p.start(candidates)
 	p.report = true
-	records := p.records(set, matches, matching)
+	records, spans := p.records(set, matches, matching)
 	if len(records) == 0 {
 		return "", nil
 	}
 	commit, err := p.h.o.Append(records)
+	tellDropped(matches, spans, records)
 	if err != nil {
 		why := appendFailed
 		if errors.Is(err, bridge.ErrFull) {
@@ -277,14 +278,16 @@ func (m *messageIDs) next() string {
 	return hex.EncodeToString(id[:])
 }
 
-// records are what the matches owe, each match with a LocalSpan under the entry.
-func (p *publish) records(set *rules.Set, matches []rules.Match, matching time.Time) []bridge.Record {
+// records are what the matches owe, each match with a LocalSpan under the entry. Those end with it unless they are ended
+// before.
+func (p *publish) records(set *rules.Set, matches []rules.Match, matching time.Time) ([]bridge.Record, []tracectx.Span) {
 	ctx := p.entry.Context()
 	carrier := ctx.Carrier()
 	records := make([]bridge.Record, 0, len(matches))
+	spans := make([]tracectx.Span, 0, len(matches))
 	for _, m := range matches {
 		p.h.metrics.matches.WithLabelValues(m.Rule.Name, p.origin()).Inc()
-		p.entry.StartLocal(tracectx.SpanOptions{Operation: "rule/" + m.Rule.Name, Start: matching}).End()
+		spans = append(spans, p.entry.StartLocal(tracectx.SpanOptions{Operation: "rule/" + m.Rule.Name, Start: matching}))
 		for _, d := range m.Deliveries {
 			records = append(records, bridge.Record{
 				ID:          d.ID,
@@ -303,7 +306,22 @@ func (p *publish) records(set *rules.Set, matches []rules.Match, matching time.T
 			})
 		}
 	}
-	return records
+	return records, spans
+}
+
+// tellDropped flags the spans of matches that owed a record which was dropped, and ends all of them. The records are in the
+// order of the matches.
+func tellDropped(matches []rules.Match, spans []tracectx.Span, records []bridge.Record) {
+	for i, m := range matches {
+		var of []bridge.Record
+		of, records = records[:len(m.Deliveries)], records[len(m.Deliveries):]
+		for _, r := range of {
+			if r.Dropped {
+				spans[i].Error("dropped: no room for destination " + strconv.Quote(r.Destination))
+			}
+		}
+		spans[i].End()
+	}
 }
 
 // destinations names those of the records, each once.

@@ -49,6 +49,7 @@ type queue struct {
 	mu      sync.Mutex
 	records []bridge.Record
 	answer  func() (hooks.Commit, error) // nil: stored at once
+	drop    func(bridge.Record) bool     // nil: none
 }
 
 func (q *queue) append(records []bridge.Record) (hooks.Commit, error) {
@@ -59,7 +60,11 @@ func (q *queue) append(records []bridge.Record) (hooks.Commit, error) {
 			return c, err
 		}
 	}
-	q.records = append(q.records, records...)
+	for i := range records {
+		if records[i].Dropped = q.drop != nil && q.drop(records[i]); !records[i].Dropped {
+			q.records = append(q.records, records[i])
+		}
+	}
 	return done(nil), nil
 }
 
@@ -543,8 +548,38 @@ func TestFullOutboxDropsQoS0(t *testing.T) {
 	vehicle := b.client(4, "v7")
 	vehicle.publish("fleet/v7/telemetry", 0, 0, braking)
 	vehicle.next()
-	b.wantMetric(`throughline_publishes_refused_total{reason="full"}`, 1)
+	b.wantMetric(`throughline_publishes_dropped_total{reason="full"}`, 1)
+	b.wantMetric(`throughline_publishes_refused_total{reason="full"}`, 0)
 	b.wantMetric("throughline_refused_connections", 0) // nobody waits for an acknowledgement
+}
+
+// A publish of which a record was dropped is acknowledged, and the trace tells which rule's it was.
+func TestDroppedRecordIsInTheTrace(t *testing.T) {
+	for name, drop := range map[string]func(bridge.Record) bool{
+		"one":  func(r bridge.Record) bool { return r.Rule == "any-brake" },
+		"all":  func(bridge.Record) bool { return true },
+		"none": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := start(t)
+			b.queue.drop = drop
+			vehicle := b.client(5, "v7")
+			vehicle.publish("fleet/v7/telemetry", 1, 1, `{"vin":"V7","decel":7.5}`)
+			if got := show(vehicle.next()...); got != "Puback 0x00" {
+				t.Fatalf("got %q", got)
+			}
+			segments := b.tracer.Segments()
+			if len(segments) != 1 || len(segments[0].Spans) != 3 || segments[0].Span(0).Failed {
+				t.Fatalf("segments %+v", segments)
+			}
+			for _, s := range segments[0].Spans[1:] {
+				want := drop != nil && drop(bridge.Record{Rule: strings.TrimPrefix(s.Operation, "rule/")})
+				if s.Failed != want || want && (len(s.Logs) != 1 || !strings.Contains(fmt.Sprint(s.Logs), `dropped: no room for destination "notification-center"`)) {
+					t.Errorf("span %s: failed %v with %v, want %v", s.Operation, s.Failed, s.Logs, want)
+				}
+			}
+		})
+	}
 }
 
 func TestRefusedConnectionsAreClosedWhenSpaceReturns(t *testing.T) {
