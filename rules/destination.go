@@ -33,7 +33,7 @@ var laneColumns = []string{"clientid", "username", "topic", "peerhost", "peernam
 // unsupportedDefaults are the documented defaults of what is not supported yet:
 // a key that asks for nothing else is accepted.
 var unsupportedDefaults = map[string]string{
-	"batch.max": "1", "batch.linger": "0s", "on_full": "refuse",
+	"batch.max": "1", "batch.linger": "0s",
 }
 
 func (l *loader) destination(f *file, key, n *yaml.Node) {
@@ -90,9 +90,10 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 			tlsKey = key
 			d.TLS = l.tls(f, key, n)
 		}},
+		field{"on_full", func(_, n *yaml.Node) { f.oneOf(n, "on_full", &d.OnFull, OnFullRefuse, OnFullAckAndCount) }},
+		field{"max_bytes", func(_, n *yaml.Node) { l.maxBytes(f, n, &d.MaxBytes) }},
 		field{"path", later}, field{"query", later}, field{"batch", later},
 		field{"egress", func(_, n *yaml.Node) { d.Egress = f.egress(n) }},
-		field{"on_full", later}, field{"max_bytes", later},
 	)
 	if ok && !hasURL {
 		f.fail(key, "missing-key", "", "destination %s needs %s", quote(d.Name), quote("url"))
@@ -139,6 +140,20 @@ func (f *file) rate(n *yaml.Node, into *Rate) {
 	if count > 0 {
 		*into = Rate{N: int(count), Per: per}
 	}
+}
+
+// maxBytes reads a destination's cap. One that the whole outbox reaches first
+// keeps no room for the others, which is what it is for.
+func (l *loader) maxBytes(f *file, n *yaml.Node, into *int64) {
+	size, ok := ParseSize(n.Value)
+	if n.Kind != yaml.ScalarNode || !ok || size < MinCap || size > MaxCap {
+		f.fail(n, "out-of-range", "", "max_bytes must be a size such as 4GiB, from %s to %s, found %s", FormatSize(MinCap), FormatSize(MaxCap), describeNode(n))
+		return
+	}
+	if all := l.options.OutboxBytes; all > 0 && size > all {
+		f.warn(n, "cap-above-outbox", "", "max_bytes is more than the whole outbox may have, %s (outbox.max_bytes)", FormatSize(all))
+	}
+	*into = size
 }
 
 func (f *file) oneOf(n *yaml.Node, what string, into *string, allowed ...string) {

@@ -37,6 +37,9 @@ type LoadOptions struct {
 	// CheckAddress says why a destination that has this address in a url can't be
 	// reached there. nil: anything can.
 	CheckAddress func(netip.AddrPort, Egress) error
+	// OutboxBytes is what the whole outbox may have: a cap of a destination above
+	// it is a warning. 0: not known.
+	OutboxBytes int64
 	// Previous is the set that the new one will replace: its rules hand their
 	// counters on to those of the same name. May be nil.
 	Previous *Set

@@ -156,7 +156,16 @@ type Destination struct {
 	Timeout     time.Duration // of one attempt
 	MaxAge      time.Duration // after which a delivery is given up
 	LaneHold    time.Duration // after which one that keeps failing leaves its lane
+	// OnFull is OnFullRefuse or OnFullAckAndCount; "": not given.
+	OnFull   string
+	MaxBytes int64 // cap of what is queued; 0: not given
 }
+
+// What becomes of a publish for whose deliveries there is no room.
+const (
+	OnFullRefuse      = "refuse"        // nothing of it is stored, and it is not acknowledged
+	OnFullAckAndCount = "ack_and_count" // the delivery is dropped
+)
 
 // Rate is N attempts in every Per; its zero is no bound.
 type Rate struct {

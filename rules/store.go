@@ -147,7 +147,7 @@ func (k *Keeper) load(first bool) Reload {
 		r.Err = k.keep(texts)
 		k.use(set, texts)
 	case first:
-		if set, texts, err := k.kept(o); err == nil {
+		if set, texts, err := loadKept(k.options.StateDir, o); err == nil {
 			k.use(set, texts)
 			r.Fallback = true
 		} else if !errors.Is(err, fs.ErrNotExist) {
@@ -221,11 +221,18 @@ func (k *Keeper) keep(texts []fileText) error {
 	return nil
 }
 
-func (k *Keeper) kept(o LoadOptions) (*Set, []fileText, error) {
-	if k.options.StateDir == "" {
+// LoadKept loads the copy of the last good files that a Keeper has left in its
+// StateDir. The error is fs.ErrNotExist if there is none.
+func LoadKept(stateDir string, o LoadOptions) (*Set, error) {
+	set, _, err := loadKept(stateDir, o)
+	return set, err
+}
+
+func loadKept(stateDir string, o LoadOptions) (*Set, []fileText, error) {
+	if stateDir == "" {
 		return nil, nil, fs.ErrNotExist
 	}
-	path := filepath.Join(k.options.StateDir, keptName)
+	path := filepath.Join(stateDir, keptName)
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the last good rules: %w", err)

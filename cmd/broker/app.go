@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -100,7 +101,7 @@ func startAppAround(ctx context.Context, cfg config, log *slog.Logger, around fu
 		stopSummary()
 		return forwarder.Stop(ctx)
 	})
-	if a.keeper, err = a.loadRules(cfg, forwarder, queue); err != nil {
+	if a.keeper, err = a.loadRules(cfg, queue, forwarder); err != nil {
 		return nil, err
 	}
 	reread.keeper.Store(a.keeper)
@@ -155,7 +156,7 @@ func (a *app) openOutbox(cfg config) (*outbox.Outbox, error) {
 	a.flushes = st.Flushes
 	return outbox.Open(st, outbox.Options{
 		MaxBytes:   cfg.Outbox.MaxBytes,
-		Caps:       outbox.Caps{Default: outbox.Cap{MaxBytes: cfg.Outbox.MaxBytesPerDestination}},
+		Caps:       caps(cfg.Outbox, nil),
 		Logger:     a.log,
 		Registerer: a.registry,
 	})
@@ -178,8 +179,8 @@ func (a *app) startTracer(c traceConfig) (*skywalking.Tracer, error) {
 	return skywalking.NewTracer(o)
 }
 
-// loadRules loads the rule files, and keeps the forwarder's destinations those of the set in force.
-func (a *app) loadRules(cfg config, forwarder *bridge.Bridge, queue *outbox.Outbox) (*rules.Keeper, error) {
+// loadRules loads the rule files, and keeps the caps and the forwarder's destinations those of the set in force.
+func (a *app) loadRules(cfg config, queue *outbox.Outbox, forwarder *bridge.Bridge) (*rules.Keeper, error) {
 	var paths []string
 	if cfg.Rules.Dir != "" {
 		paths = []string{cfg.Rules.Dir}
@@ -198,9 +199,10 @@ func (a *app) loadRules(cfg config, forwarder *bridge.Bridge, queue *outbox.Outb
 		Paths:    paths,
 		StateDir: cfg.DataDir,
 		Watch:    cfg.Rules.Watch,
-		Load:     ruleOptions(os.LookupEnv, true, ownAddresses(a.adminAddress())),
+		Load:     ruleOptions(os.LookupEnv, cfg.Outbox.MaxBytes, true, ownAddresses(a.adminAddress())),
 		Apply: func(s *rules.Set) {
 			queue.Know(destinationNames(s)...)
+			queue.SetCaps(caps(cfg.Outbox, s))
 			forwarder.SetDestinations(destinations(s))
 		},
 		OnReload: told,
@@ -249,9 +251,9 @@ func (a *app) logReload(r rules.Reload) {
 
 // ruleOptions are how rule files are read, in check as in serve: with what only
 // the bridge can say of a destination. own are the broker's own addresses.
-func ruleOptions(env func(string) (string, bool), requireSecrets bool, own []netip.AddrPort) rules.LoadOptions {
+func ruleOptions(env func(string) (string, bool), outboxBytes int64, requireSecrets bool, own []netip.AddrPort) rules.LoadOptions {
 	return rules.LoadOptions{
-		LookupEnv: env, RequireSecrets: requireSecrets,
+		LookupEnv: env, RequireSecrets: requireSecrets, OutboxBytes: outboxBytes,
 		CheckTLS:     func(t rules.TLS) error { return bridge.TLS(t).Check() },
 		CheckAddress: func(to netip.AddrPort, e rules.Egress) error { return bridge.Egress(e).Check(to, own) },
 	}
@@ -297,6 +299,21 @@ func oauth2Of(o *rules.OAuth2) *bridge.OAuth2 {
 		return nil
 	}
 	return &bridge.OAuth2{TokenURL: o.TokenURL, ClientID: o.ClientID.Reveal(), ClientSecret: o.ClientSecret.Reveal(), Scopes: o.Scopes}
+}
+
+// caps are what the configuration says, and, where it says more, the rule set; nil: none.
+func caps(c outboxConfig, s *rules.Set) outbox.Caps {
+	of := func(maxBytes int64, onFull string) outbox.Cap {
+		return outbox.Cap{MaxBytes: maxBytes, Drop: onFull == rules.OnFullAckAndCount}
+	}
+	all := outbox.Caps{Default: of(c.MaxBytesPerDestination, c.OnFull), Of: map[string]outbox.Cap{}}
+	if s == nil {
+		return all
+	}
+	for _, d := range s.Destinations() {
+		all.Of[d.Name] = of(cmp.Or(d.MaxBytes, c.MaxBytesPerDestination), cmp.Or(d.OnFull, c.OnFull))
+	}
+	return all
 }
 
 func (a *app) startServer(cfg config, forwarder *bridge.Bridge, queue *outbox.Outbox, tracer tracectx.Tracer) error {

@@ -27,16 +27,17 @@ func runCheck(_ context.Context, c *cli, args []string) int {
 	}
 	var problems []rules.Problem
 	var own []netip.AddrPort
+	var outboxBytes int64 // not known
 	if *file != "" {
 		cfg, p := loadConfig(*file, loadOptions{Env: c.env})
 		problems = append(problems, p...)
-		own = ownAddresses(cfg.Admin.Address)
+		own, outboxBytes = ownAddresses(cfg.Admin.Address), cfg.Outbox.MaxBytes
 		if cfg.Rules.Dir != "" && !hasErrorNamed(p, "rules-dir") {
 			paths = append(paths, cfg.Rules.Dir)
 		}
 	}
 	if len(paths) > 0 {
-		_, p := rules.Load(paths, ruleOptions(c.env, false, own))
+		_, p := rules.Load(paths, ruleOptions(c.env, outboxBytes, false, own))
 		problems = append(problems, p...)
 	}
 	if err := rules.Print(c.stdout, problems); err != nil {

@@ -64,9 +64,9 @@ func compactHint(err error) string {
 
 // roughSize writes a number of bytes with one decimal.
 func roughSize(n int64) string {
-	for i := 3; i >= 0; i-- {
-		if u := sizes[i]; float64(n) >= u.factor {
-			return fmt.Sprintf("%.1f %s", float64(n)/u.factor, u.suffix)
+	for i, unit := range []string{"TiB", "GiB", "MiB", "KiB"} {
+		if one := float64(int64(1) << (10 * (4 - i))); float64(n) >= one {
+			return fmt.Sprintf("%.1f %s", float64(n)/one, unit)
 		}
 	}
 	return fmt.Sprintf("%d B", n)

@@ -49,6 +49,7 @@ type rulesConfig struct {
 type outboxConfig struct {
 	MaxBytes               int64
 	MaxBytesPerDestination int64
+	OnFull                 string // rules.OnFullRefuse or rules.OnFullAckAndCount
 }
 
 type traceConfig struct {
@@ -85,7 +86,7 @@ func defaultConfig() config {
 		Listeners: []listenerConfig{{Name: "tcp", Address: "127.0.0.1:1883"}},
 		DataDir:   "data",
 		Rules:     rulesConfig{Watch: true},
-		Outbox:    outboxConfig{MaxBytes: 10 << 30, MaxBytesPerDestination: 4 << 30},
+		Outbox:    outboxConfig{MaxBytes: 10 << 30, MaxBytesPerDestination: 4 << 30, OnFull: rules.OnFullRefuse},
 		Trace: traceConfig{
 			Service:       "mqtt-broker",
 			Collector:     "127.0.0.1:11800",
@@ -117,8 +118,8 @@ type loadOptions struct {
 func loadConfig(file string, o loadOptions) (config, []rules.Problem) {
 	c := defaultConfig()
 	d := &decoder{file: file, env: o.Env, requireSecrets: o.RequireSecrets}
-	anonymousSet, rulesDirSet, listenersBad, tokenSet := false, false, false, false
-	var listenersAt, anonymousAt, adminAt, rulesDirAt, serviceAt, collectorAt, fieldsAt position
+	anonymousSet, rulesDirSet, listenersBad, tokenSet, capSet := false, false, false, false, false
+	var listenersAt, anonymousAt, adminAt, rulesDirAt, serviceAt, collectorAt, fieldsAt, capAt position
 	if file != "" {
 		d.base = filepath.Dir(file)
 		c.DataDir = d.resolve(c.DataDir)
@@ -151,9 +152,12 @@ func loadConfig(file string, o loadOptions) (config, []rules.Problem) {
 				"watch": func(n node) { d.boolean(n, &c.Rules.Watch) },
 			}),
 			"outbox": d.into("outbox", fields{
-				"max_bytes":                 d.size(&c.Outbox.MaxBytes, 1<<20, 1<<50),
-				"max_bytes_per_destination": d.size(&c.Outbox.MaxBytesPerDestination, 1<<20, 1<<50),
-				"on_full":                   d.only("outbox.on_full", "refuse", "ack_and_count"),
+				"max_bytes": d.size(&c.Outbox.MaxBytes, rules.MinCap, rules.MaxCap),
+				"max_bytes_per_destination": func(n node) {
+					capSet, capAt = true, n.pos()
+					d.size(&c.Outbox.MaxBytesPerDestination, rules.MinCap, rules.MaxCap)(n)
+				},
+				"on_full": d.oneOf(&c.Outbox.OnFull, rules.OnFullRefuse, rules.OnFullAckAndCount),
 			}),
 			"trace": d.into("trace", fields{
 				"service":   func(n node) { serviceAt = n.pos(); d.text(&c.Trace.Service)(n) },
@@ -217,6 +221,9 @@ func loadConfig(file string, o loadOptions) (config, []rules.Problem) {
 		}
 	} else if fi, err := os.Stat(c.Rules.Dir); err != nil || !fi.IsDir() {
 		d.problemAt(rulesDirAt, rules.Error, "rules-dir", "rules folder "+strconv.Quote(c.Rules.Dir)+": "+notAFolder(err), "")
+	}
+	if capSet && c.Outbox.MaxBytesPerDestination > c.Outbox.MaxBytes {
+		d.warnAt(capAt, "cap-above-outbox", "outbox.max_bytes_per_destination is more than the whole outbox may have, "+rules.FormatSize(c.Outbox.MaxBytes)+" (outbox.max_bytes)", "")
 	}
 	if c.Admin.Address != "" {
 		if msg := checkAddress(c.Admin.Address); msg != "" {

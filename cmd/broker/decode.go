@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"maps"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -360,44 +359,11 @@ func (d *decoder) duration(to *time.Duration, least, most time.Duration) func(no
 	}
 }
 
-// sizes are the units of a byte count, largest factor last so that "MiB" is tried before "B".
-var sizes = []struct {
-	suffix string
-	factor float64
-}{
-	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40},
-	{"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1}, {"", 1},
-}
-
-func parseSize(s string) (int64, bool) {
-	for _, u := range sizes {
-		num, ok := strings.CutSuffix(s, u.suffix)
-		if !ok {
-			continue
-		}
-		v, err := strconv.ParseFloat(strings.TrimSpace(num), 64)
-		if err != nil || !(v >= 0 && v*u.factor < math.MaxInt64) {
-			return 0, false
-		}
-		return int64(v * u.factor), true
-	}
-	return 0, false
-}
-
-func formatSize(n int64) string {
-	for i := 3; i >= 0; i-- {
-		if u := sizes[i]; n >= int64(u.factor) {
-			return strconv.FormatFloat(float64(n)/u.factor, 'f', -1, 64) + u.suffix
-		}
-	}
-	return strconv.FormatInt(n, 10) + "B"
-}
-
 func (d *decoder) size(to *int64, least, most int64) func(node) {
 	return func(n node) {
-		v, ok := parseSize(n.Value)
+		v, ok := rules.ParseSize(n.Value)
 		if !ok || n.Kind != yaml.ScalarNode || v < least || v > most {
-			d.expected(n, fmt.Sprintf("a size from %s to %s, such as 1MiB", formatSize(least), formatSize(most)))
+			d.expected(n, fmt.Sprintf("a size from %s to %s, such as 1MiB", rules.FormatSize(least), rules.FormatSize(most)))
 			return
 		}
 		*to = v

@@ -23,6 +23,7 @@ import (
 	"github.com/throughline-mqtt/throughline/admin"
 	"github.com/throughline-mqtt/throughline/bridge"
 	"github.com/throughline-mqtt/throughline/bridge/outbox"
+	"github.com/throughline-mqtt/throughline/rules"
 	"github.com/throughline-mqtt/throughline/store"
 )
 
@@ -213,7 +214,7 @@ func ofOutbox[T any](ctx context.Context, c *cli, file string, call outboxCall[T
 		return answer, c.fail(fmt.Errorf("no broker answers on the admin address %q, and there is no %s", cfg.Admin.Address, name),
 			"-config names the broker's configuration file")
 	}
-	answer, err := openAtRest(ctx, cfg, name, call)
+	answer, err := openAtRest(ctx, c, cfg, name, call)
 	switch {
 	case errors.Is(err, store.ErrLocked):
 		return answer, c.fail(err, "a broker runs on this data directory, but none answers on the admin address "+strconv.Quote(cfg.Admin.Address))
@@ -223,21 +224,33 @@ func ofOutbox[T any](ctx context.Context, c *cli, file string, call outboxCall[T
 	return answer, exitOK
 }
 
-func openAtRest[T any](ctx context.Context, cfg config, name string, call outboxCall[T]) (answer T, err error) {
+// rulesAtRest is the set that a broker would start with; nil if there is none. What is wrong with the files is not for
+// a command to say that looks at the outbox.
+func (c *cli) rulesAtRest(cfg config) *rules.Set {
+	if cfg.Rules.Dir == "" {
+		return nil
+	}
+	o := rules.LoadOptions{LookupEnv: c.env} // secrets may be the broker's alone
+	set, _ := rules.Load([]string{cfg.Rules.Dir}, o)
+	if set == nil {
+		set, _ = rules.LoadKept(cfg.DataDir, o)
+	}
+	return set
+}
+
+func openAtRest[T any](ctx context.Context, c *cli, cfg config, name string, call outboxCall[T]) (answer T, err error) {
 	st, err := store.Open(name, store.Options{Buckets: outbox.Buckets(), LockTimeout: 200 * time.Millisecond})
 	if err != nil {
 		return answer, err
 	}
 	defer func() { err = errors.Join(err, st.Close(ctx)) }()
-	o, err := outbox.Open(st, outbox.Options{
-		MaxBytes: cfg.Outbox.MaxBytes,
-		Caps:     outbox.Caps{Default: outbox.Cap{MaxBytes: cfg.Outbox.MaxBytesPerDestination}},
-	})
+	set := c.rulesAtRest(cfg)
+	o, err := outbox.Open(st, outbox.Options{MaxBytes: cfg.Outbox.MaxBytes, Caps: caps(cfg.Outbox, set)})
 	if err != nil {
 		return answer, err
 	}
-	if call.defined {
-		o.Know(definedDestinations(cfg)...)
+	if call.defined && set != nil {
+		o.Know(destinationNames(set)...)
 	}
 	return call.atRest(bridge.NewOperator(o, nil))
 }

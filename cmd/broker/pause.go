@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"os"
 	"time"
 
 	"github.com/throughline-mqtt/throughline/admin"
@@ -83,18 +82,6 @@ func (c *cli) tellPaused(paused []admin.PausedDestination) {
 		}
 		fmt.Fprintf(c.stderr, "%s is paused, %s, from %s on; broker outbox resume %[1]s ends that\n", printable(p.Name), why, p.Since.Format(time.RFC3339))
 	}
-}
-
-// definedDestinations are those of the rule files, none if those are bad.
-func definedDestinations(cfg config) (names []string) {
-	if cfg.Rules.Dir == "" {
-		return nil
-	}
-	set, _ := rules.Load([]string{cfg.Rules.Dir}, rules.LoadOptions{LookupEnv: os.LookupEnv})
-	if set == nil {
-		return nil
-	}
-	return destinationNames(set)
 }
 
 func destinationNames(s *rules.Set) (names []string) {

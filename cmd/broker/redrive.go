@@ -145,7 +145,7 @@ func askChange(ctx context.Context, a adminConfig, verb string, r admin.ChangeRe
 	}
 	hint := ""
 	if answer.status == http.StatusInsufficientStorage {
-		hint = "deliver or purge what is queued there first, or raise outbox.max_bytes_per_destination"
+		hint = "deliver or purge what is queued there first, or raise its max_bytes, or outbox.max_bytes_per_destination"
 	}
 	return *problem.Done, brokerError{errors.New(printable(problem.Detail)), hint}
 }
