@@ -34,6 +34,8 @@ type (
 	DeadLetter = outbox.DeadLetter
 	// Commit is done when a change is on disk.
 	Commit = outbox.Commit
+	// FullError says which cap left no room.
+	FullError = outbox.FullError
 )
 
 // ErrFull is what Append's error is when the queue has no room.

@@ -86,12 +86,13 @@ type publish struct {
 	report  bool          // false: the entry was needed for its ids alone
 	settled bool          // accept has returned, and not panicked
 	owed    string        // the destinations of its records, if they were refused for want of room
+	full    string        // whose cap it was; "": one of the whole outbox
 }
 
 // refuse counts a refusal and returns what makes mochi answer it: never with success.
 func (p *publish) refuse(why reason, cause error) error {
 	p.h.metrics.refused(p.qos, why)
-	f := refusal{reason: why, cause: cause, owed: p.owed, received: p.received}
+	f := refusal{reason: why, cause: cause, owed: p.owed, full: p.full, received: p.received}
 	answer := packets.ErrRejectPacket
 	switch {
 	case p.qos == 1 && p.cl.Properties.ProtocolVersion == 5:
@@ -139,6 +140,9 @@ func (p *publish) accept(pk *packets.Packet) (reason, error) {
 		why := appendFailed
 		if errors.Is(err, bridge.ErrFull) {
 			why, p.owed = outboxFull, destinations(records)
+			if full, ok := errors.AsType[*bridge.FullError](err); ok {
+				p.full = full.Destination
+			}
 		}
 		p.entry.Error("refused: " + err.Error())
 		return why, err

@@ -26,8 +26,9 @@ const (
 // be closed: clients send again only after a reconnect. It says in the log when refusing begins and ends.
 // It is safe for concurrent use.
 //
-// What was refused is told apart by what it lacks: the destinations that the publish owed, or a
-// commit. A destination that stays full must not keep those waiting that another one has room for again.
+// What was refused is told apart by what it lacks: room for the destination whose cap it was, or, under a cap of all,
+// for those that the publish owed; or a commit. A destination that stays full must not keep those waiting that another
+// one has room for again.
 type refusals struct {
 	log   *slog.Logger
 	space <-chan struct{}
@@ -57,14 +58,19 @@ type refusal struct {
 	reason   reason
 	cause    error
 	owed     string // destinations of its records, if the reason is outboxFull
+	full     string // the one of them whose cap it was; "": one of the whole outbox
 	received time.Time
 }
 
 func (r refusal) lacks() string {
-	if r.reason == outboxFull {
+	switch {
+	case r.full != "":
+		return r.full
+	case r.reason == outboxFull:
 		return r.owed
+	default:
+		return string(r.reason)
 	}
-	return string(r.reason)
 }
 
 // refused notes a refusal.

@@ -102,6 +102,46 @@ func TestADestinationThatStaysFullKeepsNobodyElseWaiting(t *testing.T) {
 	})
 }
 
+// What a publish waits for is the destination that refused it, whatever else it owes: while that is full again, nobody who
+// waits for it is released in vain.
+func TestAPublishWaitsForTheDestinationThatRefusedIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		space, quit := make(chan struct{}, 1), make(chan struct{})
+		r := newRefusals(slog.New(slog.DiscardHandler), space, newMetrics(nil))
+		released := map[string]int{}
+		of := map[*guard.Conn]string{}
+		go r.release(quit, func(c *guard.Conn) { released[of[c]]++ })
+		refuse := func(n int, owed, by string) {
+			for range n {
+				f := full(new(guard.Conn), owed)
+				f.full = by
+				of[f.conn] = by
+				r.refused(f)
+			}
+		}
+		refuse(100, "a, b", "a")
+		refuse(100, "a, b", "b")
+		space <- struct{}{}
+		time.Sleep(releasePause / 2)
+		synctest.Wait()
+		refuse(1, "b", "b") // it was a that has room
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if released["a"] != 100 || released["b"] > 1 {
+			t.Errorf("released %v, want the 100 that a refused", released)
+		}
+		time.Sleep(settle)
+		space <- struct{}{}
+		time.Sleep(settle)
+		synctest.Wait()
+		if released["a"] != 100 || released["b"] != 101 {
+			t.Errorf("released %v, want all", released)
+		}
+		close(quit)
+		synctest.Wait()
+	})
+}
+
 // Room came back between a publish's refusal and its being noted: no second tick comes for it.
 func TestRefusalThatIsNotedLateIsReleased(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

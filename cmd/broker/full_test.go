@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -258,6 +259,46 @@ func TestReloadOfMaxBytes(t *testing.T) {
 	}
 	c.statistics.start()
 	c.statistics.await(accepted + 2)
+}
+
+// TestReleaseThoughAnotherIsFull: a client that was refused for one destination is released when that has room, though
+// another is full still, and refuses all the time.
+func TestReleaseThoughAnotherIsFull(t *testing.T) {
+	c := startCenters(t, "max_bytes: 1MiB")
+	c.webhook.stop()
+	text := strings.Replace(c.rules("max_bytes: 1MiB"), `/notify"}`, `/notify", max_bytes: 2MiB}`, 1)
+	writeRules(t, filepath.Dir(c.config.Rules.Dir), c.webhook.address, text)
+	if r := c.keeper.Reload(); !r.OK {
+		t.Fatalf("reload: %v", r.Problems)
+	}
+	v := dial5(t, c.mqttAddress(), "v21")
+	c.fill(t, v) // statistics is full
+	for n, code := 100, byte(0); code < 0x80; n++ {
+		code = publish5(t, v, 1, "fleet/v21/alarm", padded(n), tracectx.Carrier{})
+	} // and so is alarms
+	// That the client library calls them done doesn't say that they were acknowledged: it does so when it sends them again.
+	alarm := dial3(t, c.mqttAddress(), "v22").Publish("fleet/v22/alarm", 1, false, padded(2000))
+	both := dial3(t, c.mqttAddress(), "v24").Publish("fleet/v24/telemetry", 1, false, padded(3000))
+	if alarm.WaitTimeout(300*time.Millisecond) || both.WaitTimeout(0) {
+		t.Error("a publish was acknowledged though its record can't be stored")
+	}
+
+	c.webhook.start()
+	waitFor(t, "the alarm to be released and delivered, though statistics has no room", func() bool {
+		if code := c.publish(t, v, 1000); code != 0x97 {
+			t.Fatalf("reason code %#x, statistics has no room", code)
+		}
+		return slices.Contains(counts(t, c.webhook.requests()), "2000")
+	})
+	if slices.Contains(counts(t, c.webhook.requests()), "3000") {
+		t.Error("a publish that statistics has refused was delivered to alarms")
+	}
+	c.statistics.start()
+	for _, w := range []*webhook{c.webhook, c.statistics} {
+		waitFor(t, "the publish for both to be released and delivered", func() bool {
+			return slices.Contains(counts(t, w.requests()), "3000")
+		})
+	}
 }
 
 // TestDeadWebhookFillsItsOwnCap: what goes to other destinations alone is accepted and delivered as ever.
