@@ -288,15 +288,15 @@ func TestReleaseThoughAnotherIsFull(t *testing.T) {
 		if code := c.publish(t, v, 1000); code != 0x97 {
 			t.Fatalf("reason code %#x, statistics has no room", code)
 		}
-		return slices.Contains(counts(t, c.webhook.requests()), "2000")
+		return slices.Contains(countsOf(t, c.webhook.requests()), "2000")
 	})
-	if slices.Contains(counts(t, c.webhook.requests()), "3000") {
+	if slices.Contains(countsOf(t, c.webhook.requests()), "3000") {
 		t.Error("a publish that statistics has refused was delivered to alarms")
 	}
 	c.statistics.start()
 	for _, w := range []*webhook{c.webhook, c.statistics} {
 		waitFor(t, "the publish for both to be released and delivered", func() bool {
-			return slices.Contains(counts(t, w.requests()), "3000")
+			return slices.Contains(countsOf(t, w.requests()), "3000")
 		})
 	}
 }
