@@ -48,7 +48,7 @@ var ErrFull = outbox.ErrFull
 // Bury's is waited for now and then, so that a slow disk slows it down. If
 // it has failed when Bury returns, the record is still queued.
 type Queue interface {
-	// Append stores records, all or none.
+	// Append stores records, all or none but for those that it marks as Dropped.
 	Append(recs []Record) (*Commit, error)
 	// Watch calls fn with everything stored before it returns, and then with
 	// what each commit adds, in Seq order, never twice at a time. fn does not
@@ -209,8 +209,8 @@ func New(o Options) (*Bridge, error) {
 }
 
 // Append stores records; they are sent once they are on disk. The error is
-// ErrFull when there is no room. It does not wait for the disk: the commit can
-// be waited for.
+// ErrFull when there is no room; records that may be dropped then are Dropped
+// rather. It does not wait for the disk: the commit can be waited for.
 func (b *Bridge) Append(recs []Record) (*Commit, error) { return b.queue.Append(recs) }
 
 // SetDestinations replaces all destinations at once; the first call starts the

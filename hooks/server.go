@@ -55,8 +55,8 @@ type Options struct {
 	Auth *auth.Policy
 	// Rules returns the current rules; nil if there are none.
 	Rules func() *rules.Set
-	// Append stores a publish's records, all or none, without waiting for the disk. If an error
-	// is bridge.ErrFull the publish is refused until Space ticks.
+	// Append stores a publish's records, all or none but for those that it marks as Dropped, without
+	// waiting for the disk. If an error is bridge.ErrFull the publish is refused until Space ticks.
 	Append func([]bridge.Record) (Commit, error)
 	// Space ticks when there is room again after Append answered bridge.ErrFull.
 	Space <-chan struct{}
