@@ -219,8 +219,6 @@ func (s *Store) openFile(open func(string, int, os.FileMode) (*os.File, error)) 
 		// A synced free list is written whole in every commit, 8 bytes for each free page: 2 MB per flush once a
 		// backlog of 1 GB has drained. It is no matter of crash safety: the list is derived from the tree at open.
 		NoFreelistSync: true,
-		// Its statistics cost a lock per transaction; ours are in metrics.go.
-		NoStatistics: true,
 		OpenFile: func(name string, flag int, perm os.FileMode) (_ *os.File, err error) {
 			f, err = open(name, flag, perm)
 			return f, err
@@ -413,6 +411,17 @@ func (s *Store) Size() int64 {
 		return 0
 	}
 	return size
+}
+
+// Reusable is how much of Size is free for what is written next, in bytes; 0 if the file isn't open. Long values may not fit
+// into what is free, since they take pages in a row.
+func (s *Store) Reusable() int64 {
+	if s.Err() != nil {
+		return 0
+	}
+	db := s.db.Load()
+	stats := db.Stats()
+	return int64(stats.FreePageN+stats.PendingPageN) * int64(os.Getpagesize())
 }
 
 // Close flushes what was written, whether lazily or not, closes the file and makes every later Write fail. It waits for

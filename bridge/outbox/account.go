@@ -55,7 +55,7 @@ func (a *account) roomy(used, limit int64) bool {
 }
 
 // Space returns a channel that gets a value when appends that were refused may be tried again: after a refusal, once a
-// sixteenth of the cap that refused is free again, or its queue is empty; and after a failure of the store, once that takes
+// sixteenth of the cap that refused is free again, or its queue is empty; once enough is free on the disk; and after a failure of the store, once that takes
 // writes again. It is the same channel in every call, and holds one value.
 func (o *Outbox) Space() <-chan struct{} { return o.space }
 
@@ -63,6 +63,9 @@ func (o *Outbox) noticeSpace() {
 	back := false
 	if o.behind && o.room(capUnflushed, nil) {
 		o.behind, back = false, true
+	}
+	if o.disk.refused && o.room(capDisk, nil) {
+		o.disk.refused, back = false, true
 	}
 	if o.total.refused && o.room(capTotal, nil) {
 		o.total.refused, back = false, true
@@ -85,6 +88,8 @@ func (o *Outbox) room(which string, a *account) bool {
 	switch which {
 	case capUnflushed:
 		return o.unflushed <= o.o.MaxUnflushed/2
+	case capDisk:
+		return o.disk.roomy()
 	case capTotal:
 		return o.total.roomy(o.total.used(), o.o.MaxBytes)
 	default:

@@ -37,8 +37,8 @@ func (o *Outbox) SetCaps(c Caps) {
 	if old.Default == c.Default && maps.Equal(old.Of, c.Of) {
 		return
 	}
-	waiting := o.behind || o.total.refused
-	o.behind, o.total.refused = false, false
+	waiting := o.behind || o.disk.refused || o.total.refused
+	o.behind, o.disk.refused, o.total.refused = false, false, false
 	for _, a := range o.accounts {
 		waiting = waiting || a.refused
 		a.refused = false

@@ -117,7 +117,7 @@ var (
 	ErrDamaged = errors.New("damaged dead letter")
 )
 
-// A FullError says which cap kept records from being appended.
+// A FullError says which cap kept records from being appended, or that the disk is nearly full.
 type FullError struct {
 	Destination string // whose cap; empty: that of the whole outbox
 	Limit       int64  // in bytes
@@ -125,12 +125,17 @@ type FullError struct {
 	Dead        int64  // how much of Used are dead letters
 	// Unflushed: it is not the disk space; more than Limit is waiting to be flushed because the disk is slow.
 	Unflushed bool
+	// Disk: it is no cap; Limit is to stay free on the file system, and Free is.
+	Disk bool
+	Free int64 // in bytes, when it was looked at last
 }
 
 func (e *FullError) Error() string {
 	switch {
 	case e.Unflushed:
 		return fmt.Sprintf("outbox is full: %d of %d bytes wait to be flushed, the disk is too slow", e.Used, e.Limit)
+	case e.Disk:
+		return fmt.Sprintf("outbox is full: %d bytes are free on the disk, where %d are to stay free", e.Free, e.Limit)
 	case e.Destination != "":
 		return fmt.Sprintf("outbox is full: destination %q uses %d of its %d bytes", e.Destination, e.Used, e.Limit)
 	case e.Dead > 0:
@@ -187,6 +192,7 @@ type Outbox struct {
 	afterwards []func()
 	undone     []undone // to be made again once the store takes writes
 	redoing    int      // those of them that are under way
+	disk       headroom
 
 	watcher func([]Ref)
 	// replaying holds what was committed while Watch is still busy with what is stored; nil: it isn't.
@@ -228,6 +234,7 @@ func Open(st *store.Store, o Options) (*Outbox, error) {
 		names:   make(map[string]*account),
 		pauses:  make(map[string]Pause),
 		cache:   cache{max: cacheBytes, values: make(map[uint64][]byte)},
+		disk:    headroom{left: math.MaxInt64},
 	}
 	if err := ob.restore(); err != nil {
 		return nil, fmt.Errorf("open outbox in %s: %w", st.Path(), err)
@@ -491,6 +498,7 @@ func (o *Outbox) reserve(recs []Record, values [][]byte, from *redriven) (accoun
 	}
 	o.total.bytes += size
 	o.unflushed += size
+	o.disk.left -= size
 	return accounts, stored, nil
 }
 
@@ -528,6 +536,9 @@ func (o *Outbox) passedCap(size int64, wasDead bool) *FullError {
 	if limit := o.o.MaxUnflushed; o.unflushed > 0 && o.unflushed+size > limit {
 		return &FullError{Limit: limit, Used: o.unflushed, Unflushed: true}
 	}
+	if o.disk.left < size {
+		return &FullError{Disk: true, Limit: o.disk.floor, Free: o.disk.free}
+	}
 	// What was a dead letter is counted in the total already.
 	if limit := o.o.MaxBytes; !wasDead && limit > 0 && o.total.used()+size > limit {
 		return &FullError{Limit: limit, Used: o.total.used(), Dead: o.total.deadBytes}
@@ -549,6 +560,8 @@ func (o *Outbox) refused(full *FullError) {
 	switch full.cap() {
 	case capUnflushed:
 		o.behind = true
+	case capDisk:
+		o.disk.refused = true
 	case capTotal:
 		o.total.refused = true
 	case capDestination:

@@ -197,7 +197,7 @@ func TestCaps(t *testing.T) {
 			if err := ob.List(outbox.Filter{}, func(outbox.Entry) bool { entries++; return true }); err != nil || entries != before.Records {
 				t.Errorf("%d entries, want %d, error %v", entries, before.Records, err)
 			}
-			if n, err := testutil.GatherAndCount(r, "throughline_outbox_refused_total"); err != nil || n != 3 {
+			if n, err := testutil.GatherAndCount(r, "throughline_outbox_refused_total"); err != nil || n != 4 {
 				t.Errorf("%d refusal counters, error %v", n, err)
 			}
 		})

@@ -95,15 +95,16 @@ const (
 	capTotal       = "total"
 	capDestination = "destination"
 	capUnflushed   = "unflushed"
+	capDisk        = "disk" // not a cap but a floor
 )
 
 func newMetrics(r prometheus.Registerer, o *Outbox) (*metrics, error) {
 	m := &metrics{o: o, refused: make(map[string]prometheus.Counter)}
 	m.vec = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "throughline_outbox_refused_total",
-		Help: "Appends that were refused, by the cap they would have passed.",
+		Help: "Appends that were refused, by the cap they would have passed; disk: too little is free on the file system.",
 	}, []string{"cap"})
-	for _, c := range []string{capTotal, capDestination, capUnflushed} {
+	for _, c := range []string{capTotal, capDestination, capUnflushed, capDisk} {
 		m.refused[c] = m.vec.WithLabelValues(c)
 	}
 	m.dropped = prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -124,6 +125,8 @@ func (e *FullError) cap() string {
 	switch {
 	case e.Unflushed:
 		return capUnflushed
+	case e.Disk:
+		return capDisk
 	case e.Destination != "":
 		return capDestination
 	default:

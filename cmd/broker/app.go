@@ -152,14 +152,41 @@ func (a *app) openOutbox(cfg config) (*outbox.Outbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.onStop("outbox", 10*time.Second, st.Close)
 	a.flushes = st.Flushes
-	return outbox.Open(st, outbox.Options{
+	ctx, cancel := context.WithCancel(context.Background())
+	a.onStop("outbox", 10*time.Second, func(bounded context.Context) error {
+		cancel()
+		return st.Close(bounded)
+	})
+	queue, err := outbox.Open(st, outbox.Options{
 		MaxBytes:   cfg.Outbox.MaxBytes,
 		Caps:       caps(cfg.Outbox, nil),
 		Logger:     a.log,
 		Registerer: a.registry,
 	})
+	if err != nil {
+		return nil, err
+	}
+	if floor := a.minFree(cfg); floor > 0 {
+		go queue.KeepFree(ctx, floor, func() (int64, error) {
+			free, _, err := store.Space(cfg.DataDir)
+			return free, err
+		})
+	}
+	return queue, nil
+}
+
+// minFree is how much is to stay free on the file system of data_dir; 0: nothing.
+func (a *app) minFree(cfg config) int64 {
+	if cfg.Outbox.MinFree != defaultMinFree {
+		return cfg.Outbox.MinFree
+	}
+	_, size, err := store.Space(cfg.DataDir)
+	if err != nil {
+		a.log.Warn("the size of the file system can't be told: publishes are taken until it is full, unless outbox.min_free is set", "error", err)
+		return 0
+	}
+	return min(256<<20, size/20)
 }
 
 func (a *app) startTracer(c traceConfig) (*skywalking.Tracer, error) {

@@ -50,7 +50,11 @@ type outboxConfig struct {
 	MaxBytes               int64
 	MaxBytesPerDestination int64
 	OnFull                 string // rules.OnFullRefuse or rules.OnFullAckAndCount
+	MinFree                int64  // to stay free on the file system; defaultMinFree: as that says, 0: nothing
 }
+
+// defaultMinFree stands for the smaller of 256 MiB and a twentieth of the file system.
+const defaultMinFree = -1
 
 type traceConfig struct {
 	Service       string
@@ -86,7 +90,9 @@ func defaultConfig() config {
 		Listeners: []listenerConfig{{Name: "tcp", Address: "127.0.0.1:1883"}},
 		DataDir:   "data",
 		Rules:     rulesConfig{Watch: true},
-		Outbox:    outboxConfig{MaxBytes: 10 << 30, MaxBytesPerDestination: 4 << 30, OnFull: rules.OnFullRefuse},
+		Outbox: outboxConfig{
+			MaxBytes: 10 << 30, MaxBytesPerDestination: 4 << 30, OnFull: rules.OnFullRefuse, MinFree: defaultMinFree,
+		},
 		Trace: traceConfig{
 			Service:       "mqtt-broker",
 			Collector:     "127.0.0.1:11800",
@@ -157,7 +163,8 @@ func loadConfig(file string, o loadOptions) (config, []rules.Problem) {
 					capSet, capAt = true, n.pos()
 					d.size(&c.Outbox.MaxBytesPerDestination, rules.MinCap, rules.MaxCap)(n)
 				},
-				"on_full": d.oneOf(&c.Outbox.OnFull, rules.OnFullRefuse, rules.OnFullAckAndCount),
+				"min_free": d.size(&c.Outbox.MinFree, 0, rules.MaxCap),
+				"on_full":  d.oneOf(&c.Outbox.OnFull, rules.OnFullRefuse, rules.OnFullAckAndCount),
 			}),
 			"trace": d.into("trace", fields{
 				"service":   func(n node) { serviceAt = n.pos(); d.text(&c.Trace.Service)(n) },

@@ -55,7 +55,7 @@ listeners:
   - {name: b, address: "[::1]:2"}
 auth: {anonymous: true}
 data_dir: d
-outbox: {max_bytes: 1.5GiB, max_bytes_per_destination: 100MB, on_full: ack_and_count}
+outbox: {max_bytes: 1.5GiB, max_bytes_per_destination: 100MB, min_free: 2GiB, on_full: ack_and_count}
 trace:
   service: s
   instance: i
@@ -76,7 +76,7 @@ log: {level: debug, format: json}
 		Auth:      authConfig{Anonymous: true},
 		DataDir:   filepath.Join(dir, "d"),
 		Rules:     rulesConfig{Watch: true},
-		Outbox:    outboxConfig{MaxBytes: 3 << 29, MaxBytesPerDestination: 100_000_000, OnFull: "ack_and_count"},
+		Outbox:    outboxConfig{MaxBytes: 3 << 29, MaxBytesPerDestination: 100_000_000, MinFree: 2 << 30, OnFull: "ack_and_count"},
 		Trace: traceConfig{Service: "s", Instance: "i", Collector: "oap:11800", Sample: 0.25,
 			PayloadFields: tracectx.Fields{SW8: "trace.sw8", Correlation: "trace.baggage"}},
 		Admin:  adminConfig{Address: "0.0.0.0:3", Token: "xy", Hosts: []string{"h1", "h2"}},
@@ -161,6 +161,7 @@ func TestConfigProblems(t *testing.T) {
 		"listeners: [{name: a, address: \"a:1\", transport: carrier-pigeon}]": "expected one of tcp, websocket, unix",
 		"outbox: {max_bytes: NaN}":                                            "expected a size",
 		"outbox: {on_full: drop}":                                             "expected one of refuse, ack_and_count",
+		"outbox: {min_free: 5%}":                                              "expected a size",
 		"outbox: {max_bytes: -1GiB}":                                          "expected a size",
 		"outbox: {max_bytes: 1e300TiB}":                                       "expected a size",
 		"limits: {max_connections: 0}":                                        "expected a whole number from 1",
