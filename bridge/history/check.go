@@ -16,9 +16,6 @@ type record struct {
 	rank     int // among the records of its lane
 }
 
-// origin is what copies and records are matched by. Copies in one trace can't be told apart.
-type origin struct{ marker, trace string }
-
 type recordKey struct{ id, trace string }
 
 type check struct {
@@ -38,7 +35,7 @@ func newCheck(l *Log) *check {
 	}
 	slices.SortStableFunc(c.came, func(a, b *Attempt) int { return cmp.Compare(a.Run, b.Run) })
 	for marker, m := range l.messages {
-		c.traced[marker] = slices.ContainsFunc(m.copies, func(cp *Copy) bool { return cp.trace != "" })
+		c.traced[marker] = m.traced()
 	}
 	return c
 }

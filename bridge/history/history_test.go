@@ -230,7 +230,11 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"again after a stop", "send a1\nack a1\ngot a1 1 1 1 taken\ngot a1 1 1 2 taken", []history.Rule{history.Duplicate}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			wantRules(t, play(t, tt.script), tt.want)
+			l := play(t, tt.script)
+			wantRules(t, l, tt.want)
+			if lost := slices.Contains(tt.want, history.Lost); l.Owed() > 0 != lost && len(tt.want) == 1 {
+				t.Errorf("%d owed, lost: %v", l.Owed(), lost)
+			}
 		})
 	}
 }
