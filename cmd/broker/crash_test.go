@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +24,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/throughline-mqtt/throughline/admin"
+	"github.com/throughline-mqtt/throughline/bridge"
 	"github.com/throughline-mqtt/throughline/bridge/history"
 )
 
@@ -40,6 +44,9 @@ func soakRand(t *testing.T) *rand.Rand {
 	t.Logf("-soak %v -soak-seed %d", *soakFor, seed)
 	return rand.New(rand.NewPCG(seed, 1))
 }
+
+// stopped is no failpoint: the test stops the broker as an operator does. What was taken must not come again then.
+const stopped = "stopped"
 
 // crashPasses is how often a failpoint is passed at most before the broker dies of it: enough for all lanes to be busy.
 const crashPasses = 150
@@ -67,22 +74,23 @@ type crashes struct {
 	status  atomic.Int32 // of the webhook's answers
 	run     int
 	clients []*publisher
-	acks    atomic.Int64 // until the broker is to be killed by the test
-	kill    chan struct{}
+	acks    atomic.Int64  // until the broker is to be killed by the test
+	kill    chan struct{} // gets that moment
 
 	mu   sync.Mutex
 	logs map[string]*history.Log // by destination
 }
 
 // TestSoakCrashes kills a broker at every point on the way of a publish, again and again on the same data directory, while
-// clients publish and send again what was not acknowledged; then it is left alone until all that was acknowledged is there.
+// clients publish and send again what was not acknowledged; then it is left alone until all that was acknowledged is there,
+// but for some records that the webhook refuses for good.
 func TestSoakCrashes(t *testing.T) {
 	t.Parallel()
 	c := &crashes{t: t, rng: soakRand(t)}
 	c.webhook = httptest.NewServer(http.HandlerFunc(c.receive))
 	defer c.webhook.Close()
 	killed := map[string]int{}
-	points := []string{beforeWrite, beforeFlush, beforeAck, afterAck, beforeRemove, afterRemove}
+	points := []string{beforeWrite, beforeFlush, beforeAck, afterAck, beforeRemove, afterRemove, beforeBury, afterBury, stopped}
 	again := 0
 	for end := time.Now().Add(*soakFor); len(killed) == 0 || time.Now().Before(end) && !t.Failed(); {
 		c.begin()
@@ -128,7 +136,7 @@ admin: {address: "127.0.0.1:0"}
 		{version: 4, window: 8, qos: []byte{1}},
 		{version: 4, window: 8, qos: []byte{2}},
 		{version: 4, window: 8, qos: []byte{1, 2}},
-		{version: 4, window: 1, qos: []byte{1}},
+		{version: 4, window: 1, qos: []byte{1}, poison: []int{1, 2, 60, 100, 130}},
 		{version: 5, qos: []byte{1}},
 		{version: 5, qos: []byte{2}},
 	} {
@@ -168,8 +176,11 @@ func (c *crashes) receive(w http.ResponseWriter, r *http.Request) {
 	a := log.Receive(d)
 	status := int(c.status.Load())
 	answer := history.Taken
-	if status != http.StatusOK {
+	switch {
+	case status != http.StatusOK:
 		answer = history.Failed
+	case strings.HasSuffix(d.Marker, poisonMark):
+		answer, status = history.Poison, http.StatusUnprocessableEntity
 	}
 	a.Answer(answer)
 	w.WriteHeader(status)
@@ -204,16 +215,19 @@ func delivery(r *http.Request, body []byte) (history.Delivery, error) {
 
 // round runs a broker with a failpoint until it is dead, and reports whether it was killed there.
 func (c *crashes) round(point string) bool {
-	down := c.rng.IntN(3) == 0 && point != beforeRemove && point != afterRemove
+	down := c.rng.IntN(3) == 0 && !slices.Contains([]string{beforeRemove, afterRemove, beforeBury, afterBury}, point)
 	c.status.Store(http.StatusOK)
 	if down {
 		c.status.Store(http.StatusServiceUnavailable)
 	}
 	n := 1 + c.rng.IntN(crashPasses)
 	spec := fmt.Sprintf("%s:%d", point, n)
-	if point == afterAck {
+	switch point {
+	case afterAck, stopped:
 		c.acks.Store(int64(n))
 		spec = ""
+	case beforeBury, afterBury: // there are few
+		spec = fmt.Sprintf("%s:1", point)
 	}
 	c.kill = make(chan struct{}, 1)
 	b := c.start(spec)
@@ -221,29 +235,39 @@ func (c *crashes) round(point string) bool {
 	defer stop()
 	var publishing sync.WaitGroup
 	select {
-	case address := <-b.ready:
+	case at := <-b.ready:
 		for _, p := range c.clients {
-			publishing.Go(func() { p.publish(ctx, address, true) })
+			publishing.Go(func() { p.publish(ctx, at.mqtt, true) })
 		}
 	case <-b.dead:
 	}
+	how := syscall.SIGKILL
+	if point == stopped {
+		how = syscall.SIGTERM
+	}
 	select {
 	case <-c.kill:
-		b.cmd.Process.Kill()
+		b.cmd.Process.Signal(how)
 	case <-b.dead:
 	case <-ctx.Done():
 		b.cmd.Process.Kill()
-		c.t.Errorf("run %d: failpoint %q was not reached\n%s", c.run, spec, b.log)
+		c.t.Errorf("run %d: the point %q was not reached\n%s", c.run, point, b.log)
 	}
 	<-b.dead
 	stop()
 	publishing.Wait()
 	c.acks.Store(0)
+	if point == stopped {
+		if !b.cmd.ProcessState.Success() {
+			c.t.Errorf("run %d: SIGTERM: %v\n%s", c.run, b.cmd.ProcessState, b.log)
+		}
+		return true
+	}
 	for _, l := range c.logs {
 		l.Crash(c.run)
 	}
 	status := b.cmd.ProcessState.Sys().(syscall.WaitStatus)
-	if status.Exited() && runtime.GOOS != "linux" && strings.Contains(b.log.String(), "unsupported") {
+	if status.Exited() && runtime.GOOS != "linux" && strings.Contains(b.log.String(), errors.ErrUnsupported.Error()) {
 		return false
 	}
 	if status.Signal() != syscall.SIGKILL {
@@ -260,31 +284,41 @@ func (c *crashes) settle() (again int) {
 	b := c.start("")
 	ctx, stop := context.WithTimeout(c.t.Context(), time.Minute)
 	defer stop()
+	var at addresses
 	select {
-	case address := <-b.ready:
-		var publishing sync.WaitGroup
-		for _, p := range c.clients {
-			publishing.Go(func() { p.publish(ctx, address, false) })
-		}
-		publishing.Wait()
+	case at = <-b.ready:
 	case <-b.dead:
 		c.t.Fatalf("run %d has ended: %v\n%s", c.run, b.cmd.ProcessState, b.log)
 	}
+	var publishing sync.WaitGroup
+	for _, p := range c.clients {
+		publishing.Go(func() { p.publish(ctx, at.mqtt, false) })
+	}
+	publishing.Wait()
 	for _, p := range c.clients {
 		if n := len(p.pending); n > 0 {
 			c.t.Errorf("client %s: %d messages are not acknowledged", p.name, n)
 		}
 	}
-	owed := func() int { return c.logs["center"].Owed() + c.logs["named"].Owed() }
-	for end := time.Now().Add(20 * time.Second); owed() > 0 && time.Now().Before(end); {
-		time.Sleep(5 * time.Millisecond)
+	owed := func() (n int) {
+		for name, log := range c.logs {
+			for _, r := range list(c.t, at.admin, "state=dead&destination="+name) {
+				if r.Reason != bridge.ReasonPoison || name == "named" && !strings.HasSuffix(r.ID, poisonMark) {
+					c.t.Fatalf("dead letter that is none: %+v", r)
+				}
+				log.Bury(r.ID)
+			}
+			n += log.Owed()
+		}
+		return n
 	}
+	awaitDeliveries(owed)
 	b.cmd.Process.Signal(syscall.SIGTERM)
 	<-b.dead
 	if !b.cmd.ProcessState.Success() {
 		c.t.Errorf("SIGTERM: %v\n%s", b.cmd.ProcessState, b.log)
 	}
-	code, out, errs := run(c.t, "", "outbox", "ls", "-config", filepath.Join(c.dir, "broker.yaml"), "-json")
+	code, out, errs := run(c.t, "", "outbox", "ls", "-config", filepath.Join(c.dir, "broker.yaml"), "-json", "-state", "queued")
 	if code != exitOK || !strings.Contains(out, `"records": []`) {
 		c.t.Errorf("outbox ls: exit %d\n%s%s", code, out, errs)
 	}
@@ -313,20 +347,52 @@ func reportViolations(t *testing.T, log *history.Log) {
 	}
 }
 
+// awaitDeliveries returns when nothing is owed any more, or nothing has come for longer than a record may wait for another
+// attempt: how long a backlog takes to drain is the machine's affair.
+func awaitDeliveries(owed func() int) {
+	last := owed()
+	for end := time.Now().Add(deliveryPatience); last > 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if n := owed(); n != last {
+			last, end = n, time.Now().Add(deliveryPatience)
+		}
+	}
+}
+
+// deliveryPatience is above the waits after the first five attempts together.
+const deliveryPatience = 30 * time.Second
+
+// list asks an admin API for records.
+func list(t *testing.T, address, query string) []admin.Record {
+	t.Helper()
+	resp, err := http.Get("http://" + address + "/api/v1/outbox?limit=10000&" + query)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var l admin.Listing
+	if err := json.NewDecoder(resp.Body).Decode(&l); err != nil || l.More {
+		t.Fatalf("list %s: %v, more: %v", query, err, l.More)
+	}
+	return l.Records
+}
+
+// addresses are where a broker listens.
+type addresses struct{ mqtt, admin string }
+
 // A crashingBroker is another process.
 type crashingBroker struct {
 	cmd   *exec.Cmd
 	log   *lockedBuffer
-	ready chan string   // gets the address for MQTT, once
-	dead  chan struct{} // closed when it has ended
+	ready chan addresses // gets them once
+	dead  chan struct{}  // closed when it has ended
 }
 
-var readyLine = regexp.MustCompile(`msg="broker is ready" .*mqtt=\[(\S+?)\]`)
+var readyLine = regexp.MustCompile(`msg="broker is ready" .*mqtt=\[(\S+?)\] admin=(\S+)`)
 
 func (c *crashes) start(failpoint string) *crashingBroker {
 	c.t.Helper()
 	c.run++
-	b := &crashingBroker{log: &lockedBuffer{}, ready: make(chan string, 1), dead: make(chan struct{})}
+	b := &crashingBroker{log: &lockedBuffer{}, ready: make(chan addresses, 1), dead: make(chan struct{})}
 	b.cmd = exec.Command(os.Args[0], "serve", "-config", filepath.Join(c.dir, "broker.yaml"))
 	b.cmd.Env = append(os.Environ(), runAsBroker+"=1", failpointVar+"="+failpoint, fmt.Sprintf("SW_AGENT_INSTANCE_NAME=broker@%d", c.run))
 	stderr, err := b.cmd.StderrPipe()
@@ -341,7 +407,7 @@ func (c *crashes) start(failpoint string) *crashingBroker {
 		for s := bufio.NewScanner(stderr); s.Scan(); {
 			fmt.Fprintln(b.log, s.Text())
 			if m := readyLine.FindStringSubmatch(s.Text()); m != nil {
-				b.ready <- m[1]
+				b.ready <- addresses{m[1], m[2]}
 			}
 		}
 		b.cmd.Wait()

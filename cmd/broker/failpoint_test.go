@@ -20,6 +20,8 @@ const (
 	afterAck     = "acknowledged" // what a client has read: the test kills the broker itself
 	beforeRemove = "answered, not removed"
 	afterRemove  = "removed"
+	beforeBury   = "refused for good, no dead letter yet"
+	afterBury    = "dead letter"
 )
 
 // failpoint is where a broker kills itself.
@@ -52,7 +54,7 @@ func (c *cli) failAt(spec string) error {
 				f.pass()
 			}
 		})
-	case beforeAck, beforeRemove, afterRemove:
+	case beforeAck, beforeRemove, afterRemove, beforeBury, afterBury:
 		c.around = func(q bridge.Queue) bridge.Queue { return &failingQueue{q, f} }
 		return nil
 	}
@@ -75,23 +77,31 @@ type failingQueue struct {
 
 func (q *failingQueue) Append(recs []bridge.Record) (*bridge.Commit, error) {
 	c, err := q.Queue.Append(recs)
-	if err == nil && q.f.point == beforeAck {
-		// The ack gate comes to watch after us, so it is told after us.
-		c.Watch(func(err error) {
-			if err == nil {
-				q.f.pass()
-			}
-		})
+	if err != nil {
+		return c, err
 	}
-	return c, err
+	return q.after(beforeAck, c), nil // the ack gate comes to watch after us, so it is told after us
 }
 
 func (q *failingQueue) Remove(seq uint64) *bridge.Commit {
-	if q.f.point == beforeRemove {
+	q.before(beforeRemove)
+	return q.after(afterRemove, q.Queue.Remove(seq))
+}
+
+func (q *failingQueue) Bury(seq uint64, d bridge.DeadLetter) *bridge.Commit {
+	q.before(beforeBury)
+	return q.after(afterBury, q.Queue.Bury(seq, d))
+}
+
+func (q *failingQueue) before(point string) {
+	if q.f.point == point {
 		q.f.pass()
 	}
-	c := q.Queue.Remove(seq)
-	if q.f.point == afterRemove {
+}
+
+// after passes the point when c is on disk.
+func (q *failingQueue) after(point string, c *bridge.Commit) *bridge.Commit {
+	if q.f.point == point {
 		c.Watch(func(err error) {
 			if err == nil {
 				q.f.pass()

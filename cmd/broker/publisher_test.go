@@ -25,7 +25,7 @@ type publisher struct {
 	qos     []byte // of its messages, in turn
 	rng     *rand.Rand
 	pace    time.Duration // between new messages; 0: none
-	poison  int           // one in so many has a marker that ends with poisonMark, the first six; 0: none
+	poison  []int         // the numbers of those messages that match, and whose marker ends with poisonMark
 
 	note         func(m history.Message, trace string) []*history.Copy // is told of each PUBLISH
 	acknowledged func()                                                // is told of each acknowledgement; may be nil
@@ -55,11 +55,12 @@ func (p *publisher) next(ctx context.Context) *publication {
 	}
 	m := &publication{qos: p.qos[p.made%len(p.qos)], value: 25}
 	m.Marker, m.Lane = fmt.Sprintf("%s/%d", p.name, p.made), p.name
-	if m.Matches = p.rng.IntN(4) > 0; m.Matches {
-		m.value = 75
+	m.Matches = p.rng.IntN(4) > 0
+	if slices.Contains(p.poison, p.made) {
+		m.Marker, m.Matches = m.Marker+poisonMark, true
 	}
-	if p.poison > 0 && p.made%p.poison == p.poison/2 && p.made < 6*p.poison {
-		m.Marker += poisonMark
+	if m.Matches {
+		m.value = 75
 	}
 	p.made++
 	return m

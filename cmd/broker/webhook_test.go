@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"github.com/throughline-mqtt/throughline/admin"
+	"github.com/throughline-mqtt/throughline/bridge"
 	"github.com/throughline-mqtt/throughline/bridge/history"
 )
 
@@ -264,10 +264,10 @@ func faultyCycle(t *testing.T, rng *rand.Rand, hits map[string]int) {
 	})
 	var clients []*publisher
 	for _, p := range []publisher{
-		{version: 4, window: 4, qos: []byte{1}, poison: 29},
+		{version: 4, window: 4, qos: []byte{1}, poison: []int{3, 40, 41, 150, 300}},
 		{version: 4, window: 4, qos: []byte{2}},
 		{version: 4, window: 4, qos: []byte{1, 2}},
-		{version: 5, qos: []byte{1}, poison: 23},
+		{version: 5, qos: []byte{1}, poison: []int{0, 50, 100, 200}},
 		{version: 5, qos: []byte{2}},
 		{version: 5, qos: []byte{2, 1}},
 	} {
@@ -311,31 +311,27 @@ func faultyCycle(t *testing.T, rng *rand.Rand, hits map[string]int) {
 		}
 	}
 
-	var dead admin.Listing
-	for end := time.Now().Add(90 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		if err := json.Unmarshal([]byte(f.get(t, "/api/v1/outbox?state=dead&limit=10000")), &dead); err != nil {
-			t.Fatal(err)
-		}
-		for _, r := range dead.Records {
+	var dead []admin.Record
+	awaitDeliveries(func() int {
+		dead = list(t, f.adminAddress(), "state=dead")
+		for _, r := range dead {
 			w.log.Bury(r.ID)
 		}
-		if w.log.Owed() == 0 || time.Now().After(end) {
-			break
-		}
-	}
+		return w.log.Owed()
+	})
 	w.mu.Lock()
-	for _, r := range dead.Records {
-		if w.poison[r.ID] == "" || r.Reason != "poison" || r.Status != http.StatusUnprocessableEntity {
+	for _, r := range dead {
+		if w.poison[r.ID] == "" || r.Reason != bridge.ReasonPoison || r.Status != http.StatusUnprocessableEntity {
 			t.Errorf("dead letter that is none: %+v", r)
 		}
 	}
 	w.mu.Unlock()
 	counts := w.log.Counts()
-	t.Logf("%+v, %d dead letters", counts, len(dead.Records))
+	t.Logf("%+v, %d dead letters", counts, len(dead))
 	reportViolations(t, w.log)
-	waitFor(t, "an empty queue", func() bool { return strings.Contains(f.get(t, "/api/v1/outbox?state=queued"), `"records":[]`) })
+	waitFor(t, "an empty queue", func() bool { return len(list(t, f.adminAddress(), "state=queued")) == 0 })
 	f.stopApp(t)
-	if len(dead.Records) == 0 || counts.Attempts <= counts.Records {
+	if len(dead) == 0 || counts.Attempts <= counts.Records {
 		t.Error("nothing was tested")
 	}
 }
