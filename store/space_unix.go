@@ -16,7 +16,7 @@ func Space(path string) (free, size int64, err error) {
 	if err := syscall.Statfs(path, &s); err != nil {
 		return 0, 0, &fs.PathError{Op: "statfs", Path: path, Err: err}
 	}
-	unit := int64(s.Bsize)
+	unit := int64(s.Bsize) //nolint:unconvert // the types differ between systems
 	return int64(s.Bavail) * unit, int64(s.Blocks) * unit, nil //nolint:unconvert // the types differ between systems
 }
 

@@ -186,7 +186,7 @@ func TestFailedFlush(t *testing.T) {
 				}
 				before := ob.Stats()
 				closeStore(t, st)
-				st, ob = d.start(t, outbox.Options{})
+				_, ob = d.start(t, outbox.Options{})
 				check(ob)
 				if after := ob.Stats(); after.Bytes != before.Bytes || after.DeadBytes != before.DeadBytes {
 					t.Errorf("counted %+v, stored %+v", before.Usage, after.Usage)
