@@ -111,7 +111,7 @@ var faults = []fault{
 const (
 	// faultHits is how many requests a fault has at most before it is over.
 	faultHits = 12
-	// faultTime bounds a fault that requests don't come to: a broker that has given a destination up tries it every 2 s.
+	// faultTime bounds a fault that few requests come to: a broker that has given a destination up tries it every 2 s.
 	faultTime = 2500 * time.Millisecond
 	// mendedHits is for faults after each of which a lane stands still until the configuration is changed.
 	mendedHits = 3
@@ -129,7 +129,8 @@ type faultyWebhook struct {
 	fault  *fault
 	until  chan struct{}
 	left   int           // requests until the fault has had enough
-	enough chan struct{} // closed then
+	first  chan struct{} // closed when it has had one
+	enough chan struct{} // closed when it has had them all
 	hits   map[string]int
 	poison map[string]string // webhook-id -> marker
 }
@@ -177,6 +178,11 @@ func (w *faultyWebhook) meet() (*fault, <-chan struct{}) {
 		return nil, nil
 	}
 	w.hits[f.name]++
+	select {
+	case <-w.first:
+	default:
+		close(w.first)
+	}
 	if w.left--; w.left == 0 {
 		close(w.enough)
 	}
@@ -190,8 +196,9 @@ func (w *faultyWebhook) have(f fault) {
 	if f.mend {
 		hits = min(hits, mendedHits)
 	}
-	w.fault, w.until, w.left, w.enough = &f, make(chan struct{}), hits, make(chan struct{})
-	enough := w.enough
+	w.fault, w.until, w.left = &f, make(chan struct{}), hits
+	w.first, w.enough = make(chan struct{}), make(chan struct{})
+	first, enough := w.first, w.enough
 	w.mu.Unlock()
 	if f.serve == nil {
 		w.stop()
@@ -201,6 +208,10 @@ func (w *faultyWebhook) have(f fault) {
 		select {
 		case <-enough:
 		case <-time.After(faultTime):
+			select {
+			case <-first:
+			case <-time.After(deliveryPatience):
+			}
 		}
 	}
 	w.mu.Lock()
