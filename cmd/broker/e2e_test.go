@@ -518,7 +518,7 @@ func entries(all []*tracectxtest.Segment) int {
 }
 
 // runBroker starts the broker as another process, and waits until it is ready.
-func runBroker(t *testing.T, config, adminAddress string) *exec.Cmd {
+func runBroker(t testing.TB, config, adminAddress string) *exec.Cmd {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {

@@ -48,7 +48,7 @@ func TestScripts(t *testing.T) {
 }
 
 // waitFor polls until ok, or fails the test: for what another goroutine or process does.
-func waitFor(t *testing.T, what string, ok func() bool) {
+func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if ok() {
@@ -317,7 +317,7 @@ func dialTCP(t *testing.T, address string) net.Conn {
 }
 
 // freeAddress is a loopback address that nothing listens on at the moment.
-func freeAddress(t *testing.T) string {
+func freeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
