@@ -2,7 +2,7 @@
 // and move to the dead letters when they can't be delivered. It bounds what may wait, in bytes.
 //
 // It does not know what a destination is but a name to count by, nor when or how a record is sent; a record's body and trace
-// context are opaque to it. Records that wait are on disk alone: memory holds about 60 bytes for each, and some megabytes of
+// context are opaque to it. Records that wait are on disk alone: memory holds some 35 bytes for each, and some megabytes of
 // the newest.
 package outbox
 
@@ -179,7 +179,7 @@ type Outbox struct {
 	seq       uint64          // last assigned
 	reserved  uint64          // up to here the store knows that they may be in use
 	committed uint64          // the highest that has been flushed
-	items     map[uint64]item // queued and flushed
+	items     index           // queued and flushed
 	dead      map[uint64]bool // dead letters that are being purged or redriven
 	total     account
 	unflushed int64
@@ -229,7 +229,6 @@ func Open(st *store.Store, o Options) (*Outbox, error) {
 		caps:    o.Caps,
 		space:   make(chan struct{}, 1),
 		entropy: newEntropy(),
-		items:   make(map[uint64]item),
 		dead:    make(map[uint64]bool),
 		names:   make(map[string]*account),
 		pauses:  make(map[string]Pause),
@@ -282,9 +281,9 @@ func (o *Outbox) restore() error {
 			if _, err := decodeState(value); err != nil {
 				return err
 			}
-			if it, ok := o.items[seq]; ok {
+			if it, ok := o.items.of(seq); ok {
 				it.tried = true
-				o.items[seq] = it
+				o.items.set(seq, it)
 			}
 			return nil
 		})
@@ -351,7 +350,7 @@ func (o *Outbox) account(name string) (*account, error) {
 
 // queue takes a flushed record, whose bytes are counted already, into the queue.
 func (o *Outbox) queue(seq uint64, a *account, size int64, queued time.Time) {
-	o.items[seq] = item{queued: queued.UnixMilli(), size: uint32(size), account: a.index}
+	o.items.set(seq, item{queued: queued.UnixMilli(), size: uint32(size), account: a.index})
 	a.records++
 	o.total.records++
 	a.order.push(seq)
@@ -700,14 +699,15 @@ func (o *Outbox) readRefs(from, last uint64, lanes map[string]string) (refs []Re
 	defer o.mu.Unlock()
 	refs = slices.DeleteFunc(refs, func(r Ref) bool { return !o.queued(r.Seq) })
 	for i := range refs {
-		refs[i].Destination = o.accounts[o.items[refs[i].Seq].account].name
+		it, _ := o.items.of(refs[i].Seq)
+		refs[i].Destination = o.accounts[it.account].name
 	}
 	return refs, next, err
 }
 
 // queued reports whether a record is flushed and not about to leave.
 func (o *Outbox) queued(seq uint64) bool {
-	it, ok := o.items[seq]
+	it, ok := o.items.of(seq)
 	return ok && !it.leaving
 }
 
@@ -736,7 +736,8 @@ func (o *Outbox) Load(seq uint64) (Record, error) {
 // read returns a queued record as it is stored, and its delivery state, nil if it has none.
 func (o *Outbox) read(seq uint64) (value, state []byte, err error) {
 	o.mu.Lock()
-	queued, tried := o.queued(seq), o.items[seq].tried
+	it, ok := o.items.of(seq)
+	queued, tried := ok && !it.leaving, it.tried
 	value = o.cache.values[seq]
 	o.mu.Unlock()
 	if !queued {
@@ -787,18 +788,18 @@ type undone struct {
 
 // leave takes a record out of the queue.
 func (o *Outbox) leave(seq uint64, l leaving) *Commit {
-	it := o.items[seq]
+	it, _ := o.items.of(seq)
 	if err := o.st.Err(); err != nil {
 		// What could be kept of dead letters has no bound, so those stay in the queue.
 		if l.dead == nil && !l.purged {
 			it.leaving = true
-			o.items[seq] = it
+			o.items.set(seq, it)
 			o.undone = append(o.undone, undone{seq: seq})
 		}
 		return store.Completed(err)
 	}
 	it.leaving = true
-	o.items[seq] = it
+	o.items.set(seq, it)
 	ops := make([]store.Op, 1, 3)
 	ops[0] = store.Op{Bucket: recordsBucket, Key: key(seq)}
 	if it.tried {
@@ -816,18 +817,18 @@ func (o *Outbox) left(err error, seq uint64, l leaving) {
 	if l.again {
 		o.redoing--
 	}
-	it := o.items[seq]
+	it, _ := o.items.of(seq)
 	switch {
 	case err == nil:
 	case l.purged: // whoever asked knows, and may ask again
 		it.leaving = false
-		o.items[seq] = it
+		o.items.set(seq, it)
 		return
 	default:
 		o.undone = append(o.undone, undone{seq, l.dead})
 		return
 	}
-	delete(o.items, seq)
+	o.items.delete(seq)
 	o.cache.drop(seq)
 	a := o.accounts[it.account]
 	a.leave(int64(it.size))
@@ -868,8 +869,7 @@ func (o *Outbox) redo() {
 }
 
 func (o *Outbox) present(seq uint64) bool {
-	_, ok := o.items[seq]
-	return ok
+	return o.items.has(seq)
 }
 
 // Reschedule notes a failed attempt. It is as lazy as Remove; if the broker is killed before the flush, the attempt is
@@ -881,9 +881,9 @@ func (o *Outbox) Reschedule(seq uint64, attempts int, next time.Time, lastError 
 	if !o.queued(seq) {
 		return store.Completed(ErrNotFound)
 	}
-	it := o.items[seq]
+	it, _ := o.items.of(seq)
 	it.tried = true
-	o.items[seq] = it
+	o.items.set(seq, it)
 	return o.st.Do(store.Request{Ops: []store.Op{{Bucket: stateBucket, Key: key(seq), Value: value}}, Lazy: true})
 }
 

@@ -49,7 +49,8 @@ func (o *Outbox) Stats() Stats {
 	for _, a := range o.accounts {
 		u := a.usage(o.caps.of(a.name).MaxBytes)
 		if seq, ok := a.order.first(o.present); ok {
-			u.Oldest = time.UnixMilli(o.items[seq].queued).UTC()
+			it, _ := o.items.of(seq)
+			u.Oldest = time.UnixMilli(it.queued).UTC()
 			if s.Oldest.IsZero() || u.Oldest.Before(s.Oldest) {
 				s.Oldest = u.Oldest
 			}
