@@ -245,6 +245,10 @@ func (f *fifo[T]) push(v T) {
 		clear(f.items[kept:])
 		f.items, f.head = f.items[:kept], 0
 	}
+	if n := len(f.items); n == cap(f.items) && n < 256 {
+		// append would double it. Most lanes are short, and after an outage there are very many.
+		f.items = append(make([]T, 0, n+n/4+1), f.items...)
+	}
 	f.items = append(f.items, v)
 }
 

@@ -9,16 +9,34 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/throughline-mqtt/throughline/rules"
 	"github.com/throughline-mqtt/throughline/store"
 )
 
-// ballast is memory that is never touched, so that it takes none but addresses. The garbage collector starts when the
-// heap has doubled: that of a broker with few clients has 10 MB, and is looked at many times a second under load. With the
-// ballast the collector starts at some 60 MB, which takes a fifth off the CPU for each message. GOGC still scales it.
-const ballast = 24 << 20
+// The garbage collector starts when the heap has grown by GOGC percent, 100 by default: that of a broker with few clients has
+// 10 MB, and is looked at many times a second under load, and that of one with a million deliveries queued takes twice the
+// memory. With a ballast, which is never touched and so takes addresses alone, and half the percentage, it starts at
+// one and a half times the heap and 32 MiB: a fifth less CPU for each message in the first case, a quarter less memory in the second.
+const (
+	ballast   = 64 << 20
+	gcPercent = 50
+)
+
+// collectLater tells the garbage collector so, until the returned function is called. GOGC in the environment wins.
+func collectLater() (end func()) {
+	if os.Getenv("GOGC") != "" {
+		return func() {}
+	}
+	before := debug.SetGCPercent(gcPercent)
+	b := make([]byte, ballast)
+	return func() {
+		debug.SetGCPercent(before)
+		runtime.KeepAlive(b)
+	}
+}
 
 // runServe runs the broker until ctx ends, which SIGTERM and SIGINT do.
 func runServe(ctx context.Context, c *cli, args []string) int {
@@ -40,7 +58,7 @@ func runServe(ctx context.Context, c *cli, args []string) int {
 	signal.Notify(hup, syscall.SIGHUP) // from before the start to after the stop: its default is to kill
 	defer signal.Stop(hup)
 	log := newLogger(c.stderr, cfg.Log)
-	defer runtime.KeepAlive(make([]byte, ballast))
+	defer collectLater()()
 	a, err := startAppAround(ctx, cfg, log, c.around)
 	var bad *rules.LoadError
 	switch {
