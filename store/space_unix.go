@@ -17,7 +17,7 @@ func Space(path string) (free, size int64, err error) {
 		return 0, 0, &fs.PathError{Op: "statfs", Path: path, Err: err}
 	}
 	unit := int64(s.Bsize) //nolint:unconvert // the types differ between systems
-	return int64(s.Bavail) * unit, int64(s.Blocks) * unit, nil //nolint:unconvert // the types differ between systems
+	return int64(s.Bavail) * unit, int64(s.Blocks) * unit, nil
 }
 
 // keepOwner gives a file the owner of another one: a command that root runs must not lock the broker out.

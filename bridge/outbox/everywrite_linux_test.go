@@ -192,6 +192,42 @@ func faultScenario(path string) (code int) {
 	}
 }
 
+// TestReadOnlyFileSystem: the start says what is wrong, and the next one has everything.
+func TestReadOnlyFileSystem(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
+		t.Skipf("no right to mount a file system: %v", err)
+	}
+	defer func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	path := filepath.Join(dir, "outbox.db")
+	st, ob := open(t, path, outbox.Options{})
+	commit(t, ob, []outbox.Record{whole()})
+	closeStore(t, st)
+	for _, there := range []bool{true, false} {
+		if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+			t.Fatal(err)
+		}
+		if !there {
+			path += ".new one"
+		}
+		if _, err := store.Open(path, store.Options{Buckets: outbox.Buckets()}); !errors.Is(err, syscall.EROFS) || !strings.Contains(err.Error(), path) {
+			t.Errorf("there %t: error %v", there, err)
+		}
+		if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT, "size=8m"); err != nil {
+			t.Fatal(err)
+		}
+		st, ob := open(t, path, outbox.Options{})
+		if n := ob.Stats().Records; there && n != 1 {
+			t.Errorf("%d records", n)
+		}
+		closeStore(t, st)
+	}
+}
+
 // TestDiskFull fills a small file system. What was acknowledged is there, deliveries go on, and appends once there is room.
 func TestDiskFull(t *testing.T) {
 	dir := t.TempDir()
