@@ -114,6 +114,7 @@ func removeFile(path string) error {
 
 // inUse estimates, rather too high, how many bytes a copy of src takes.
 func inUse(ctx context.Context, src *bbolt.DB) (n int64, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer catch(&err)
 	page := int64(src.Info().PageSize)
 	n = 8 * page // meta pages, and what the roots take
@@ -127,7 +128,8 @@ func inUse(ctx context.Context, src *bbolt.DB) (n int64, err error) {
 	return n, err
 }
 
-// catch makes an error of what bbolt runs into in a damaged file.
+// catch makes an error of what bbolt runs into in a damaged file. Deferred after SetPanicOnFault, that includes pages which
+// the disk can't give back.
 func catch(err *error) {
 	if r := recover(); r != nil {
 		*err = fmt.Errorf("%w: %v", ErrCorrupt, r)

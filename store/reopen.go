@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -116,7 +117,9 @@ func (s *Store) undo(number uint64) (err error) {
 }
 
 // tryFlush writes what is there already. A disk that fails is noticed before anybody trusts it.
-func (s *Store) tryFlush(db *bbolt.DB) error {
+func (s *Store) tryFlush(db *bbolt.DB) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer catch(&err)
 	return db.Update(func(tx *bbolt.Tx) error {
 		return tx.Bucket([]byte(metaBucket)).Put([]byte(formatKey), binary.BigEndian.AppendUint32(nil, Format))
 	})
