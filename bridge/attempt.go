@@ -2,10 +2,14 @@ package bridge
 
 import (
 	"context"
+	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/tidwall/gjson"
 
 	"github.com/throughline-mqtt/throughline/tracectx"
 )
@@ -27,42 +31,15 @@ func (f *forwarder) attempt(r *route, rec *Record) attempted {
 	now := time.Now()
 	timestamp := strconv.FormatInt(now.Unix(), 10)
 	number := strconv.Itoa(rec.Attempts + 1)
+	s := f.startSpans(r, rec, number, now)
+	defer s.end()
 
-	parent, err := tracectx.Decode(tracectx.Carrier{SW8: rec.SW8, Correlation: rec.Correlation})
-	if err != nil {
-		f.meters.undecodable.Inc()
-	}
-	local := f.bridge.tracer.StartLocal(tracectx.SpanOptions{Operation: "deliver/" + f.name, Parent: parent})
-	defer local.End()
-	local.Tag("rule", rec.Rule)
-	local.Tag("webhook.id", rec.ID)
-	local.Tag("attempt", number)
-	local.Tag("queued.ms", strconv.FormatInt(now.Sub(rec.Published).Milliseconds(), 10))
-	local.Tag("mq.topic", rec.Topic)
-	exit := local.StartExit(tracectx.SpanOptions{
-		Operation: r.operation,
-		Peer:      r.peer,
-		Layer:     tracectx.LayerHTTP,
-		Component: componentGoHTTP,
-	})
-	defer exit.End()
-	exit.Tag("url", r.safeURL)
-	exit.Tag("http.method", r.method)
-
-	ctx := exit.Context()
+	ctx := s.exit.Context()
 	carrier := ctx.Carrier()
 	a := attempted{traceID: ctx.TraceID, carrier: carrierNone}
 
-	header := r.header.Clone()
 	id := r.webhookID(rec.ID)
-	header.Set("webhook-id", id)
-	header.Set("webhook-timestamp", timestamp)
-	header.Set("X-Throughline-Attempt", number)
-	if r.def.IdempotencyKey {
-		header.Set("Idempotency-Key", id)
-	}
-	header.Del(tracectx.HeaderSW8)
-	header.Del(tracectx.HeaderCorrelation)
+	header := r.headers(id, timestamp, number)
 	if r.def.TraceHeaders {
 		a.carrier = carrierHeaders
 		header.Set(tracectx.HeaderSW8, carrier.SW8)
@@ -77,25 +54,85 @@ func (f *forwarder) attempt(r *route, rec *Record) attempted {
 	if place == replaced {
 		f.meters.replaced.Inc()
 	}
+	if r.batches() {
+		f.meters.batch.Observe(1)
+		if place != blocked || gjson.ValidBytes(body) {
+			body = slices.Concat([]byte{'['}, body, []byte{']'})
+			header.Set(headerIDs, quotedID(id))
+		}
+	}
 
+	a.res = f.send(r, header, id, timestamp, body)
+	s.answered(a.res)
+	return a
+}
+
+// spans are a record's in one attempt.
+type spans struct{ local, exit tracectx.Span }
+
+// startSpans opens the segment of an attempt at rec, which is that number.
+func (f *forwarder) startSpans(r *route, rec *Record, number string, now time.Time) spans {
+	parent, err := tracectx.Decode(tracectx.Carrier{SW8: rec.SW8, Correlation: rec.Correlation})
+	if err != nil {
+		f.meters.undecodable.Inc()
+	}
+	local := f.bridge.tracer.StartLocal(tracectx.SpanOptions{Operation: "deliver/" + f.name, Parent: parent})
+	local.Tag("rule", rec.Rule)
+	local.Tag("webhook.id", rec.ID)
+	local.Tag("attempt", number)
+	local.Tag("queued.ms", strconv.FormatInt(now.Sub(rec.Published).Milliseconds(), 10))
+	local.Tag("mq.topic", rec.Topic)
+	exit := local.StartExit(tracectx.SpanOptions{
+		Operation: r.operation,
+		Peer:      r.peer,
+		Layer:     tracectx.LayerHTTP,
+		Component: componentGoHTTP,
+	})
+	exit.Tag("url", r.safeURL)
+	exit.Tag("http.method", r.method)
+	return spans{local: local, exit: exit}
+}
+
+func (s spans) answered(res Response) {
+	if res.Status != 0 {
+		status := strconv.Itoa(res.Status)
+		s.exit.Tag("http.status_code", status)
+		s.exit.Tag("status_code", status)
+	}
+	if res.Class() != Success {
+		s.exit.Error(failureText(res))
+	}
+}
+
+func (s spans) end() {
+	s.exit.End()
+	s.local.End()
+}
+
+// headers are those of a request but for the trace context and the signature.
+func (r *route) headers(id, timestamp, number string) http.Header {
+	h := r.header.Clone()
+	h.Set("webhook-id", id)
+	h.Set("webhook-timestamp", timestamp)
+	h.Set("X-Throughline-Attempt", number)
+	if r.def.IdempotencyKey {
+		h.Set("Idempotency-Key", id)
+	}
+	h.Del(tracectx.HeaderSW8)
+	h.Del(tracectx.HeaderCorrelation)
+	return h
+}
+
+// send signs a request and sends it.
+func (f *forwarder) send(r *route, header http.Header, id, timestamp string, body []byte) Response {
 	if len(r.def.SigningKeys) > 0 {
 		header.Set("webhook-signature", signature(r.def.SigningKeys, id, timestamp, body))
 	}
-
 	limited, cancel := context.WithTimeout(f.bridge.ctx, r.timeout)
 	defer cancel()
-	a.res = r.sender.Send(limited, &Request{Method: r.method, URL: r.url, Header: header, Body: body})
-	f.unauthorized(a.res)
-
-	if a.res.Status != 0 {
-		status := strconv.Itoa(a.res.Status)
-		exit.Tag("http.status_code", status)
-		exit.Tag("status_code", status)
-	}
-	if a.res.Class() != Success {
-		exit.Error(failureText(a.res))
-	}
-	return a
+	res := r.sender.Send(limited, &Request{Method: r.method, URL: r.url, Header: header, Body: body})
+	f.unauthorized(res)
+	return res
 }
 
 // place returns body with the carrier in the agreed fields. It is blocked when
@@ -108,11 +145,16 @@ func (r *route) place(body []byte, c tracectx.Carrier) ([]byte, placement) {
 	const names = 64 // room for the names and punctuation
 	out := make([]byte, len(body), len(body)+len(c.SW8)+len(c.Correlation)+names)
 	copy(out, body)
-	out, place := setField(out, r.sw8, c.SW8)
+	return r.put(out, c)
+}
+
+// put is place in an object, whose array it uses if that has room.
+func (r *route) put(object []byte, c tracectx.Carrier) ([]byte, placement) {
+	object, place := setField(object, r.sw8, c.SW8)
 	if r.correlation != nil && c.Correlation != "" {
-		out, _ = setField(out, r.correlation, c.Correlation)
+		object, _ = setField(object, r.correlation, c.Correlation)
 	}
-	return out, place
+	return object, place
 }
 
 // webhookID is the id as it is sent, and signed.

@@ -97,12 +97,15 @@ type Destination struct {
 	// Egress is checked for each address that is dialled, after DNS, those of
 	// OAuth2's token endpoint too.
 	Egress Egress
-	// Concurrency bounds the attempts under way at a time; 0: 16.
+	// Concurrency bounds the requests under way at a time; 0: 16.
 	Concurrency int
-	// Rate bounds the attempts over time, the breaker's probes included; zero:
+	// Rate bounds the requests over time, the breaker's probes included; zero:
 	// no bound.
 	Rate Rate
-	// Timeout bounds an attempt, from the connection to the answer's end; 0: 10 s.
+	// Batch sends several records in a request; zero: each has its own, whose body
+	// is the record's.
+	Batch Batch
+	// Timeout bounds a request, from the connection to the answer's end; 0: 10 s.
 	Timeout time.Duration
 	// MaxAge is how long after it was queued a record is given up; 0: 24 h.
 	MaxAge time.Duration

@@ -28,6 +28,8 @@ type forwarder struct {
 	limiter limiter
 	notices notices
 	grace   grace
+	size    int       // records in a request at most, for now; see batch.go
+	first   time.Time // since when something is due that lingers; zero: nothing is
 	active  int       // goroutines
 	told    time.Time // when Options.Unauthorized was last called; zero: never
 	buried  int       // bytes of dead letters whose flush nobody has waited for
@@ -93,6 +95,7 @@ func (f *forwarder) define(r *route) (resumed bool) {
 	f.route, f.maxAge = r, r.maxAge
 	f.breaker, f.notices = breaker{}, notices{}
 	f.limiter.define(r.rate)
+	f.size, f.first = r.batch.Max, time.Time{}
 	f.lanes.relentAll()
 	f.grace = grace{limit: r.hold}
 	f.grace.set(f.paused == nil, time.Now())
@@ -222,6 +225,7 @@ type job struct {
 	lane    *lane
 	route   *route // nil if expired
 	expired bool
+	batch   *batch // nil: the head alone; else lane is the first of the batch's
 }
 
 // choose takes the next job out of the lanes. The caller holds f.mu.
@@ -237,11 +241,14 @@ func (f *forwarder) choose(now time.Time) (job, bool) {
 	}
 	f.lanes.wake(now)
 	due := f.lanes.due()
-	if f.breaker.open != "" || !due {
+	probing := f.breaker.open != "" || !due
+	if probing {
 		at, failing := f.breaker.probe()
 		if !failing || now.Before(at) || !due && len(f.lanes.waiting) == 0 {
 			return job{}, false
 		}
+	} else if f.lingers(now) {
+		return job{}, false
 	}
 	// Nothing leaves its lane before its turn has come, so that what waits for
 	// the rate has no goroutine, and its order.
@@ -257,7 +264,11 @@ func (f *forwarder) choose(now time.Time) (job, bool) {
 	}
 	f.limiter.started()
 	f.breaker.started = now
-	return job{lane: l, route: f.route}, true
+	j := job{lane: l, route: f.route}
+	if f.route.batches() && !probing {
+		j.batch = f.gather(l, now)
+	}
+	return j, true
 }
 
 // cutoff is the time, in Unix milliseconds, before which a record was queued
@@ -271,6 +282,7 @@ func (f *forwarder) dispatch(now time.Time) {
 		return
 	}
 	f.release(now)
+	f.ripen(now)
 	if f.lanes.idle() && f.lanes.failing == 0 {
 		return
 	}
@@ -306,6 +318,11 @@ func (f *forwarder) arm(now time.Time) {
 		if probe, failing := f.breaker.probe(); failing && probe.Before(at) {
 			at = probe
 		}
+		if !f.first.IsZero() {
+			if end := f.first.Add(f.route.batch.Linger); end.After(now) && end.Before(at) {
+				at = end
+			}
+		}
 		if turn, waits := f.limiter.waits(now); waits { // whatever is due
 			at = turn
 			if f.sweep.Before(at) {
@@ -340,12 +357,17 @@ func (f *forwarder) tick() {
 // run does jobs until there is none.
 func (f *forwarder) run(j job) {
 	for ok := true; ok; {
-		out := f.do(j)
+		single := j.batch == nil || f.sendBatch(&j)
+		var out outcome
+		if single {
+			out = f.do(j)
+		}
 
 		f.mu.Lock()
 		now := time.Now()
 		switch {
-		case out.done || j.lane.purged:
+		case !single: // the batch's lanes are back
+		case out.done || j.lane.head.purged:
 			f.lanes.advance(j.lane, f.cutoff(now))
 		case !j.expired && j.route != f.route: // it failed at what the destination was before
 			f.lanes.wait(j.lane, now)
@@ -409,6 +431,7 @@ func (f *forwarder) do(j job) outcome {
 		f.meters.delivered(rec.Rule, a.carrier, time.Since(rec.Published).Seconds())
 		f.mu.Lock()
 		f.judge(class, j, Response{})
+		f.fit(j.route, 1, a.res)
 		f.mu.Unlock()
 		return outcome{done: true}
 	}

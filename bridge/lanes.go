@@ -13,15 +13,17 @@ type pending struct {
 	queued   int64  // Unix milliseconds
 	attempts uint32 // those made
 	refused  uint8  // poison answers, forgotten at a restart; 3 at most
+	alone    bool   // it was in a batch that was refused, and is in no other
+	purged   bool   // while it was in somebody's hands
 }
 
 // lane is the records of one lane key, or one record without a lane, or that has
-// left its own. Its head is the only one that may be attempted. A lane is in exactly one place: the
+// left its own. Its head is the only one that may be attempted, or with it, in the same request, those that
+// follow it. A lane is in exactly one place: the
 // ready ones, the waiting ones, the overdue ones, or in somebody's hands.
 type lane struct {
 	key     string
 	ordered bool   // false: a record without a lane, in no map
-	purged  bool   // the head was purged while it was in somebody's hands
 	failing bool   // the head has failed, and holds the lane up
 	tried   uint32 // when the head failed last: grace's returns then
 	head    pending
@@ -37,19 +39,19 @@ type lanes struct {
 	ready   fifo[*lane]
 	waiting laneHeap // whose head failed, by due time
 	overdue fifo[*lane]
-	flying  map[*lane]struct{} // in somebody's hands
-	records int                // all of them, those being attempted too
-	held    fifo[held]         // heads that have failed, longest first; some are done with
-	failing int                // lanes with such a head
+	flying  map[*lane][]pending // in somebody's hands, and what follows the head there
+	records int                 // all of them, those being attempted too
+	held    fifo[held]          // heads that have failed, longest first; some are done with
+	failing int                 // lanes with such a head
 }
 
 // fly notes that a lane, or none, was taken out.
 func (ls *lanes) fly(l *lane) *lane {
 	if l != nil {
 		if ls.flying == nil {
-			ls.flying = map[*lane]struct{}{}
+			ls.flying = map[*lane][]pending{}
 		}
-		ls.flying[l] = struct{}{}
+		ls.flying[l] = nil
 	}
 	return l
 }
@@ -87,6 +89,100 @@ func (ls *lanes) next() *lane {
 		return ls.fly(&lane{head: ls.fresh.pop()})
 	}
 	return nil
+}
+
+// lone reports whether next would take out a record that goes alone.
+func (ls *lanes) lone() bool {
+	if ls.ready.len() == 0 {
+		return false
+	}
+	h := ls.ready.front().head
+	return h.alone && (ls.fresh.len() == 0 || h.seq < ls.fresh.front().seq)
+}
+
+// enough reports whether there is nothing to wait for: n records are due, heads
+// and what follows them, or one that goes alone.
+func (ls *lanes) enough(n int) bool {
+	n -= ls.fresh.len()
+	for _, l := range ls.ready.items[ls.ready.head:] {
+		if n <= 0 || l.head.alone {
+			return true
+		}
+		n--
+		if !l.failing {
+			n -= l.rest.len()
+		}
+	}
+	return n <= 0
+}
+
+// gather takes out what can go in one request with the head of l, which is out
+// already: n records in all at most. Those are the heads of other ready lanes
+// and, where these leave room, by turns what follows each of them; of a lane
+// whose head has failed the head alone, since that may leave it at any time. It
+// returns l and the other lanes, and how many records that are. Heads that were
+// queued before cutoff become overdue.
+func (ls *lanes) gather(l *lane, n int, cutoff int64) (out []*lane, records int) {
+	out = append(out, l)
+	for len(out) < n && ls.due() && !ls.lone() {
+		if l = ls.next(); l.head.queued < cutoff {
+			delete(ls.flying, l)
+			ls.overdue.push(l)
+			continue
+		}
+		out = append(out, l)
+	}
+	records = len(out)
+	for more := true; more && records < n; {
+		more = false
+		for _, l := range out {
+			if l.failing || l.rest.len() == 0 {
+				continue
+			}
+			if p := l.rest.front(); p.alone || p.queued < cutoff {
+				continue
+			}
+			ls.flying[l] = append(ls.flying[l], l.rest.pop())
+			more = true
+			if records++; records == n {
+				break
+			}
+		}
+	}
+	return out, records
+}
+
+// land puts a lane back that was taken out with what follows its head. Of those
+// records kept are left, in order, the first one to be tried again at due; if due is
+// zero at once, or overdue if it was queued before cutoff.
+func (ls *lanes) land(l *lane, kept []pending, due time.Time, cutoff int64) {
+	taken := 1 + len(ls.flying[l])
+	if len(kept) == 0 {
+		ls.records -= taken - 1
+		ls.advance(l, cutoff)
+		return
+	}
+	delete(ls.flying, l)
+	ls.records -= taken - len(kept)
+	l.head = kept[0] // no lane with a head that has failed flies with more than that
+	l.rest.unshift(kept[1:]...)
+	if due.IsZero() {
+		ls.enqueue(l, cutoff)
+	} else {
+		ls.wait(l, due)
+	}
+}
+
+// loosen puts back what follows the head of a lane that was taken out, but not
+// the head.
+func (ls *lanes) loosen(l *lane) {
+	l.rest.unshift(slices.DeleteFunc(ls.flying[l], func(p pending) bool {
+		if p.purged {
+			ls.records--
+		}
+		return p.purged
+	})...)
+	ls.flying[l] = nil
 }
 
 // earliest takes out the lane that is due first among the waiting ones, due or
@@ -132,7 +228,6 @@ func (ls *lanes) wakeAll() {
 // forgotten.
 func (ls *lanes) advance(l *lane, cutoff int64) {
 	delete(ls.flying, l)
-	l.purged = false
 	ls.relent(l)
 	ls.records--
 	if l.rest.len() > 0 {
@@ -180,7 +275,7 @@ func (ls *lanes) takeWaiting(out func(*lane) bool) (taken []*lane) {
 }
 
 // drop takes out the records in seqs, which are no more in the queue; ordered
-// ones only if keys has their lane. A head in somebody's hands is marked.
+// ones only if keys has their lane. What is in somebody's hands is marked.
 func (ls *lanes) drop(seqs map[uint64]bool, keys map[string]bool, cutoff int64) {
 	gone := func(p pending) bool { return seqs[p.seq] }
 	before := ls.fresh.len()
@@ -193,8 +288,11 @@ func (ls *lanes) drop(seqs map[uint64]bool, keys map[string]bool, cutoff int64) 
 			ls.records -= before - l.rest.len()
 		}
 	}
-	for l := range ls.flying {
-		l.purged = l.purged || seqs[l.head.seq] // the rest of the head is its attempt's now
+	for l, more := range ls.flying {
+		l.head.purged = l.head.purged || seqs[l.head.seq] // the rest of the head is its attempt's now
+		for i := range more {
+			more[i].purged = more[i].purged || seqs[more[i].seq]
+		}
 	}
 	headless := ls.takeWaiting(func(l *lane) bool { return gone(l.head) })
 	for _, f := range []*fifo[*lane]{&ls.ready, &ls.overdue} {
@@ -267,6 +365,16 @@ func (f *fifo[T]) pop() T {
 	return v
 }
 
+// unshift puts elements back before the first one.
+func (f *fifo[T]) unshift(vs ...T) {
+	if f.head < len(vs) {
+		f.items = slices.Insert(f.items, f.head, vs...)
+		return
+	}
+	f.head -= len(vs)
+	copy(f.items[f.head:], vs)
+}
+
 // drop takes out the elements for which it says so, in order.
 func (f *fifo[T]) drop(out func(T) bool) {
 	kept := f.items[:0]
@@ -279,13 +387,19 @@ func (f *fifo[T]) drop(out func(T) bool) {
 	f.items, f.head = kept, 0
 }
 
-// laneHeap is a container/heap of lanes by due time.
+// laneHeap is a container/heap of lanes by due time; of those that failed
+// together the older head is first.
 type laneHeap []*lane
 
-func (h laneHeap) Len() int           { return len(h) }
-func (h laneHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-func (h laneHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *laneHeap) Push(v any)        { *h = append(*h, v.(*lane)) }
+func (h laneHeap) Len() int { return len(h) }
+func (h laneHeap) Less(i, j int) bool {
+	if c := h[i].due.Compare(h[j].due); c != 0 {
+		return c < 0
+	}
+	return h[i].head.seq < h[j].head.seq
+}
+func (h laneHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *laneHeap) Push(v any)   { *h = append(*h, v.(*lane)) }
 func (h *laneHeap) Pop() any {
 	old := *h
 	l := old[len(old)-1]

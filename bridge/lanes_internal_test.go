@@ -11,8 +11,13 @@ func TestFIFO(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	var f fifo[int]
 	var want []int
+	most := 0
 	for n := range 200_000 {
 		switch k := rng.IntN(1000); {
+		case k < 10:
+			back := []int{-n, n}
+			f.unshift(back...)
+			want = append(back, want...)
 		case k < 500 || f.len() == 0:
 			f.push(n)
 			want = append(want, n)
@@ -26,12 +31,13 @@ func TestFIFO(t *testing.T) {
 			f.drop(odd)
 			want = slices.DeleteFunc(want, odd)
 		}
+		most = max(most, len(want))
 		if f.len() != len(want) || len(want) > 0 && f.front() != want[0] {
 			t.Fatalf("%d elements, want %d", f.len(), len(want))
 		}
 	}
-	if slack := cap(f.items); slack > 8*len(want)+64 {
-		t.Errorf("room for %d elements with %d in it", slack, len(want))
+	if slack := cap(f.items); slack > 4*most+64 {
+		t.Errorf("room for %d elements with %d in it at most", slack, most)
 	}
 }
 
@@ -45,7 +51,7 @@ func TestLanes(t *testing.T) {
 	var flying []*lane
 	last := map[string]uint64{}
 	const records = 20_000
-	pushed, done := uint64(0), 0
+	pushed, done, together := uint64(0), 0, 0
 	left, failed := map[uint64]bool{}, map[uint64]time.Duration{} // failed: on the clock that is pushed
 	purged, flew := map[uint64]bool{}, map[uint64]bool{}          // flew: it was in somebody's hands when it was purged
 	for done < records {
@@ -62,13 +68,68 @@ func TestLanes(t *testing.T) {
 			if l == nil && ls.overdue.len() > 0 {
 				l = ls.overdue.pop()
 			}
-			if l != nil {
+			switch {
+			case l == nil:
+			case rng.IntN(3) == 0:
+				want := 1 + rng.IntN(6)
+				out, n := ls.gather(l, want, int64(pushed)-500)
+				sum := 0
+				for _, l := range out {
+					more := ls.flying[l]
+					if sum += 1 + len(more); len(more) > 0 && (l.failing || l.head.alone && l != out[0]) {
+						t.Fatalf("lane %s: head failing %v, alone %v, and %d more fly", l.key, l.failing, l.head.alone, len(more))
+					}
+					together += len(more)
+					for i, p := range append([]pending{l.head}, more...) {
+						if old := int64(p.seq) < int64(pushed)-500; i > 0 && p.alone || old && (i > 0 || l != out[0]) {
+							t.Fatalf("record %d was gathered, alone: %v, old: %v", p.seq, p.alone, old)
+						}
+					}
+				}
+				if sum != n || n > want {
+					t.Fatalf("%d records gathered, said to be %d, want %d at most", sum, n, want)
+				}
+				flying = append(flying, out...)
+			default:
 				flying = append(flying, l)
 			}
 		case k < 9 && len(flying) > 0:
 			i := rng.IntN(len(flying))
 			l := flying[i]
 			flying = slices.Delete(flying, i, i+1)
+			if more := ls.flying[l]; len(more) > 0 {
+				if rng.IntN(4) == 0 { // the head is to be sent alone
+					before := ls.records
+					ls.loosen(l)
+					done += before - ls.records
+					flying = append(flying, l)
+					break
+				}
+				var kept []pending
+				through := rng.IntN(len(more) + 2)
+				for i, p := range append([]pending{l.head}, more...) {
+					if p.purged != purged[p.seq] {
+						t.Fatalf("record %d comes out, marked as purged: %v, purged: %v", p.seq, p.purged, purged[p.seq])
+					}
+					switch {
+					case p.purged:
+					case i >= through:
+						p.alone = rng.IntN(3) == 0
+						kept = append(kept, p)
+					case l.ordered && p.seq <= last[l.key]:
+						t.Fatalf("lane %s: record %d after %d", l.key, p.seq, last[l.key])
+					case l.ordered:
+						last[l.key] = p.seq
+					}
+				}
+				done += 1 + len(more) - len(kept)
+				var due time.Time
+				if rng.IntN(2) == 0 {
+					due = now.Add(time.Duration(rng.IntN(100)) * time.Second)
+				}
+				ls.land(l, kept, due, int64(pushed)-500)
+				break
+			}
 			if rng.IntN(3) == 0 {
 				if since := failed[l.head.seq]; l.ordered && l.failing != (since > 0) {
 					t.Fatalf("record %d has failed: %v, want %v", l.head.seq, l.failing, since > 0)
@@ -88,8 +149,8 @@ func TestLanes(t *testing.T) {
 			if left[l.head.seq] && l.ordered {
 				t.Fatalf("lane %s: record %d comes out in the lane that it has left", l.key, l.head.seq)
 			}
-			if l.purged != purged[l.head.seq] || purged[l.head.seq] && !flew[l.head.seq] {
-				t.Fatalf("record %d comes out, marked as purged: %v, purged: %v", l.head.seq, l.purged, purged[l.head.seq])
+			if l.head.purged != purged[l.head.seq] || purged[l.head.seq] && !flew[l.head.seq] {
+				t.Fatalf("record %d comes out, marked as purged: %v, purged: %v", l.head.seq, l.head.purged, purged[l.head.seq])
 			}
 			if l.ordered {
 				last[l.key] = l.head.seq
@@ -107,8 +168,10 @@ func TestLanes(t *testing.T) {
 				all[key] = true
 			}
 			for _, l := range flying {
-				if seqs[l.head.seq] {
-					flew[l.head.seq] = true
+				for _, p := range append([]pending{l.head}, ls.flying[l]...) {
+					if seqs[p.seq] {
+						flew[p.seq] = true
+					}
 				}
 			}
 			before := ls.records
@@ -143,6 +206,9 @@ func TestLanes(t *testing.T) {
 		case rng.IntN(200) == 0:
 			ls.wakeAll()
 		}
+	}
+	if together == 0 {
+		t.Error("nothing flew with the head of its lane")
 	}
 	if len(left) == 0 || ls.failing != 0 {
 		t.Errorf("%d records have left, %d fail still", len(left), ls.failing)

@@ -36,6 +36,7 @@ type metrics struct {
 	undecodable *prometheus.CounterVec
 	latency     *prometheus.HistogramVec
 	total       map[Class]*atomic.Uint64 // attempts of all destinations, those that are gone too
+	batch       *prometheus.HistogramVec
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -47,12 +48,12 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	m := &metrics{
 		attempts: counter("delivery_attempts_total",
-			"Attempts by what their outcome meant.", "destination", "class"),
+			"Attempts by what their outcome meant; each record in a batch is one.", "destination", "class"),
 		deliveries: counter("deliveries_total",
 			"Records delivered, by where their trace context went (body, headers, none).", "rule", "destination", "carrier"),
 		dead: counter("delivery_dead_letters_total",
 			"Records given up, by reason.", "destination", "reason"),
-		inFlight: gauge("delivery_in_flight", "Attempts under way."),
+		inFlight: gauge("delivery_in_flight", "Requests under way."),
 		open:     gauge("delivery_breaker_open", "1 while the destination is only probed, because it fails."),
 		paused:   gauge("delivery_paused", "1 while nothing is sent, because an operator paused the destination or it is gone (410)."),
 		held:     gauge("delivery_held_records", "Records kept for a destination that is not defined."),
@@ -68,6 +69,11 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			// From a loopback webhook to an outage of a day.
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 21600, 86400},
 		}, []string{"destination"}),
+		batch: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "throughline_delivery_batch_records",
+			Help:    "Records in a request, of destinations with batches alone.",
+			Buckets: []float64{1, 2, 5, 10, 20, 50, MaxBatch},
+		}, []string{"destination"}),
 	}
 	m.total = map[Class]*atomic.Uint64{}
 	for _, c := range classes {
@@ -77,7 +83,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{m.attempts, m.deliveries, m.dead, m.inFlight, m.open, m.paused, m.held, m.laneLeft,
-		m.replaced, m.undecodable, m.latency} {
+		m.replaced, m.undecodable, m.latency, m.batch} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -103,6 +109,7 @@ type meters struct {
 	replaced    prometheus.Counter
 	undecodable prometheus.Counter
 	latency     prometheus.Observer
+	batch       prometheus.Observer
 }
 
 // destination returns the metrics of one, all of them there from the start.
@@ -121,6 +128,7 @@ func (m *metrics) destination(name string) *meters {
 		replaced:    m.replaced.WithLabelValues(name),
 		undecodable: m.undecodable.WithLabelValues(name),
 		latency:     m.latency.WithLabelValues(name),
+		batch:       m.batch.WithLabelValues(name),
 	}
 	for _, c := range classes {
 		d.attempts[c] = m.attempts.WithLabelValues(name, string(c))
@@ -149,7 +157,7 @@ func (d *meters) forget() {
 	for _, v := range []interface {
 		DeletePartialMatch(prometheus.Labels) int
 	}{d.all.attempts, d.all.deliveries, d.all.dead, d.all.inFlight, d.all.open, d.all.paused, d.all.held, d.all.laneLeft,
-		d.all.replaced, d.all.undecodable, d.all.latency} {
+		d.all.replaced, d.all.undecodable, d.all.latency, d.all.batch} {
 		v.DeletePartialMatch(of)
 	}
 }

@@ -30,7 +30,11 @@ type route struct {
 	timeout     time.Duration
 	maxAge      time.Duration
 	hold        time.Duration
+	batch       Batch
 }
+
+// batches reports whether bodies are arrays.
+func (r *route) batches() bool { return r.batch.Max > 1 }
 
 // newRoute checks d. The sender is still to be set.
 func newRoute(d Destination) (*route, error) {
@@ -60,6 +64,10 @@ func newRoute(d Destination) (*route, error) {
 		timeout:     orDefault(d.Timeout, defaultTimeout),
 		maxAge:      orDefault(d.MaxAge, defaultMaxAge),
 		hold:        orDefault(d.LaneHold, defaultLaneHold),
+		batch:       d.Batch,
+	}
+	if d.Batch.Max < 0 || d.Batch.Max > MaxBatch {
+		return nil, fmt.Errorf("a batch has %d records at most, not %d", MaxBatch, d.Batch.Max)
 	}
 	r.operation = r.method + ":" + orDefault(u.EscapedPath(), "/")
 	r.header.Set("Content-Type", "application/json")
