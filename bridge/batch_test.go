@@ -175,7 +175,10 @@ func TestBatch(t *testing.T) {
 // A batch of one is an array too, and but for that a request like any other.
 func TestBatchOfOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := batchRig(t)
+		r := newIdleRig(t)
+		d := inBatches(10, 0)
+		d.Headers = map[string]string{"x-throughline-ids": "mine"}
+		r.define(d)
 		r.together(`a/say "1", \2`)
 		synctest.Wait()
 		r.wantBatches([]string{`say "1", \2`})

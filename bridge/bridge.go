@@ -74,7 +74,7 @@ type Queue interface {
 type Destination struct {
 	Name, URL, Method string // Method "" is POST
 	// Headers go with every attempt. They can't replace webhook-id,
-	// webhook-timestamp, X-Throughline-Attempt and the trace headers, nor what
+	// webhook-timestamp, X-Throughline-Attempt, X-Throughline-Ids and the trace headers, nor what
 	// SigningKeys and IdempotencyKey ask for.
 	Headers map[string]string
 	// TraceBody says where in the JSON body the trace context goes.

@@ -85,6 +85,7 @@ func newRoute(d Destination) (*route, error) {
 		}
 		r.header.Set(name, value)
 	}
+	r.header.Del(headerIDs)
 	if err := d.OAuth2.check(); err != nil {
 		return nil, err
 	}

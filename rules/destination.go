@@ -24,17 +24,15 @@ const (
 	defaultMaxAge      = 24 * time.Hour
 	maxMaxAge          = 90 * 24 * time.Hour
 	defaultLaneHold    = time.Minute
+	// maxBatch is how many of the ids that the broker makes up a request header has room for.
+	maxBatch = 100
+	// maxLinger is little against what an alarm may take.
+	maxLinger = time.Second
 )
 
 // laneColumns are the columns that can name a lane: those that are short text or
 // a number.
 var laneColumns = []string{"clientid", "username", "topic", "peerhost", "peername", "qos", "node", "id"}
-
-// unsupportedDefaults are the documented defaults of what is not supported yet:
-// a key that asks for nothing else is accepted.
-var unsupportedDefaults = map[string]string{
-	"batch.max": "1", "batch.linger": "0s",
-}
 
 func (l *loader) destination(f *file, key, n *yaml.Node) {
 	if !checkName(f, key, "destination") {
@@ -43,6 +41,7 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 	d := &destinationDecl{file: f, key: key, Destination: Destination{
 		Name: key.Value, Method: "POST", TraceBody: TraceBody{SW8: "sw8", Correlation: "sw8-correlation"}, TraceHeaders: true,
 		Ordered: "clientid", Concurrency: defaultConcurrency, Timeout: defaultTimeout, MaxAge: defaultMaxAge, LaneHold: defaultLaneHold,
+		Batch: Batch{Max: 1},
 	}}
 	if first, ok := l.destinations[d.Name]; ok {
 		f.fail(key, "doubled-destination", fmt.Sprintf("it is already at %s:%d", first.file.path, first.key.Line), "doubled destination %s", quote(d.Name))
@@ -50,10 +49,10 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 	}
 	l.destinations[d.Name] = d
 	l.reading = d.Name
-	later := func(key, n *yaml.Node) { f.onlyDefault(key, n, key.Value) }
+	later := func(key, _ *yaml.Node) { f.unsupported(key, key.Value) }
 	var urls []reached
 	hasURL := false
-	var tlsKey *yaml.Node
+	var tlsKey, batchKey *yaml.Node
 	var shown credentials
 	ok := f.fields(n, "a destination",
 		field{"url", func(_, n *yaml.Node) {
@@ -92,7 +91,11 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 		}},
 		field{"on_full", func(_, n *yaml.Node) { f.oneOf(n, "on_full", &d.OnFull, OnFullRefuse, OnFullAckAndCount) }},
 		field{"max_bytes", func(_, n *yaml.Node) { l.maxBytes(f, n, &d.MaxBytes) }},
-		field{"path", later}, field{"query", later}, field{"batch", later},
+		field{"batch", func(key, n *yaml.Node) {
+			batchKey = key
+			d.batch(n)
+		}},
+		field{"path", later}, field{"query", later},
 		field{"egress", func(_, n *yaml.Node) { d.Egress = f.egress(n) }},
 	)
 	if ok && !hasURL {
@@ -104,21 +107,23 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 	if tlsKey != nil && strings.HasPrefix(d.URL, "http:") {
 		f.fail(tlsKey, "tls-without-https", "", "tls needs a url that begins with https://, found %s", quote(d.URL))
 	}
+	if d.Batch.Max > 1 && d.TraceHeaders && d.TraceBody.SW8 == "" {
+		f.warn(batchKey, "batch-without-trace", "set trace.body.sw8, or trace.headers: false if the traces are to end here",
+			"requests with several deliveries have no trace headers, and trace.body has no %s", quote("sw8"))
+	}
 }
 
-// onlyDefault accepts what asks for the documented default, and refuses anything
-// else at its key.
-func (f *file) onlyDefault(key, n *yaml.Node, path string) {
-	if n.Kind == yaml.MappingNode && len(n.Content) > 0 {
-		f.mapping(n, path, func(key, val *yaml.Node) { f.onlyDefault(key, val, path+"."+key.Value) })
-		return
-	}
-	val := n.Value
-	if n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
-		val = "[]"
-	}
-	if want, ok := unsupportedDefaults[path]; !ok || val != want {
-		f.unsupported(key, path)
+func (d *destinationDecl) batch(n *yaml.Node) {
+	f := d.file
+	var lingers *yaml.Node
+	f.fields(n, "batch",
+		field{"max", func(_, n *yaml.Node) { f.int(n, "max", 1, maxBatch, &d.Batch.Max) }},
+		field{"linger", func(key, n *yaml.Node) {
+			lingers = key
+			f.duration(n, "linger", 0, maxLinger, &d.Batch.Linger)
+		}})
+	if d.Batch.Linger > 0 && d.Batch.Max == 1 {
+		f.fail(lingers, "batch-of-one", "", "linger waits for nothing unless max is more than 1")
 	}
 }
 
@@ -253,7 +258,7 @@ func (d *destinationDecl) ordered(n *yaml.Node) {
 // ownHeaders are set by the broker or by HTTP itself.
 var ownHeaders = []string{
 	"Host", "Content-Length", "Transfer-Encoding", "Connection", "Trailer", "Upgrade", "Te", "Expect",
-	"Webhook-Id", "Webhook-Timestamp", "Webhook-Signature", "X-Throughline-Attempt", "Idempotency-Key", "Sw8", "Sw8-Correlation", "Sw8-X",
+	"Webhook-Id", "Webhook-Timestamp", "Webhook-Signature", "X-Throughline-Attempt", "X-Throughline-Ids", "Idempotency-Key", "Sw8", "Sw8-Correlation", "Sw8-X",
 }
 
 func (l *loader) headers(f *file, n *yaml.Node, shown *credentials) []Header {

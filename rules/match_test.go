@@ -216,7 +216,7 @@ func TestSecretsStayHidden(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "token"), "hunter2\n")
 	writeFile(t, filepath.Join(dir, "rules.yaml"), `destinations: {d: {url: "http://127.0.0.1/", method: PUT, timeout: 3s, concurrency: 2,
-  retry: {max_age: 1h, lane_hold: 90s}, trace: {body: {sw8: trace.sw8}, headers: false}, headers: {authorization: "Bearer ${file:token}", X-Env: "${env:E}"}}}`)
+  retry: {max_age: 1h, lane_hold: 90s}, batch: {max: 50, linger: 5ms}, trace: {body: {sw8: trace.sw8}, headers: false}, headers: {authorization: "Bearer ${file:token}", X-Env: "${env:E}"}}}`)
 	set, problems := rules.Load([]string{dir}, rules.LoadOptions{RequireSecrets: true, LookupEnv: func(string) (string, bool) { return "env-secret", true }})
 	if set == nil {
 		t.Fatal(problems)
@@ -225,7 +225,7 @@ func TestSecretsStayHidden(t *testing.T) {
 	if got := d.Headers[0].Name + ": " + d.Headers[0].Value.Reveal() + ", " + d.Headers[1].Value.Reveal(); got != "Authorization: Bearer hunter2, env-secret" {
 		t.Errorf("headers %s", got)
 	}
-	if d.Method != "PUT" || d.Timeout != 3*time.Second || d.Concurrency != 2 || d.MaxAge != time.Hour || d.LaneHold != 90*time.Second || d.TraceHeaders || d.TraceBody != (rules.TraceBody{SW8: "trace.sw8"}) || d.Ordered != "clientid" {
+	if d.Method != "PUT" || d.Timeout != 3*time.Second || d.Concurrency != 2 || d.MaxAge != time.Hour || d.LaneHold != 90*time.Second || d.Batch != (rules.Batch{Max: 50, Linger: 5 * time.Millisecond}) || d.TraceHeaders || d.TraceBody != (rules.TraceBody{SW8: "trace.sw8"}) || d.Ordered != "clientid" {
 		t.Errorf("destination %+v", d)
 	}
 	var logged bytes.Buffer

@@ -159,6 +159,7 @@ type Destination struct {
 	// OnFull is OnFullRefuse or OnFullAckAndCount; "": not given.
 	OnFull   string
 	MaxBytes int64 // cap of what is queued; 0: not given
+	Batch    Batch
 }
 
 // What becomes of a publish for whose deliveries there is no room.
@@ -191,6 +192,13 @@ type TLS struct{ CAFile, CertFile, KeyFile string }
 // Egress holds masked prefixes; those of IPv4 are not in their IPv6 form. What
 // Allow holds is open even if Deny holds it too.
 type Egress struct{ Deny, Allow []netip.Prefix }
+
+// Batch is how many deliveries go in one request as a JSON array, up to Max, and
+// how long it waits for so many. With Max 1 there are no arrays.
+type Batch struct {
+	Max    int
+	Linger time.Duration
+}
 
 // TraceBody holds dotted paths; "" is nowhere.
 type TraceBody struct{ SW8, Correlation string }

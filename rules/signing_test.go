@@ -94,7 +94,7 @@ func TestRatesAndIdempotencyKey(t *testing.T) {
 			t.Errorf("%s: idempotency_key %v, rate\n%s", text, d.IdempotencyKey, diff)
 		}
 	}
-	if d := load(t, hardBrake).Destinations()[0]; d.IdempotencyKey || d.SigningKeys != nil || d.Rate != (rules.Rate{}) {
+	if d := load(t, hardBrake).Destinations()[0]; d.IdempotencyKey || d.SigningKeys != nil || d.Rate != (rules.Rate{}) || d.Batch != (rules.Batch{Max: 1}) {
 		t.Errorf("defaults %+v", d)
 	}
 }

@@ -309,6 +309,7 @@ func destinations(s *rules.Set) []bridge.Destination {
 			TLS:            bridge.TLS(d.TLS),
 			Egress:         bridge.Egress(d.Egress),
 			Concurrency:    d.Concurrency, Rate: bridge.Rate(d.Rate), Timeout: d.Timeout, MaxAge: d.MaxAge, LaneHold: d.LaneHold,
+			Batch: bridge.Batch(d.Batch),
 		})
 	}
 	return out

@@ -1,11 +1,12 @@
 // Command center is the smallest notification center that continues the trace:
-// it reads the SkyWalking context from the agreed field of the request body, and
-// prints what came. It answers 204.
+// it reads the SkyWalking context from the agreed field of the request body, or of
+// each element if the destination has batches, and prints what came. It answers 204.
 //
 //	go run ./docs/examples/center -address 127.0.0.1:8080
 package main
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -34,9 +35,18 @@ func main() {
 			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
 			return
 		}
-		ctx, _ := x.FromJSON(body)
-		fmt.Printf("webhook-id %s attempt %s\n  trace %s, called by %s of %s\n  %s\n",
-			r.Header.Get("webhook-id"), r.Header.Get("X-Throughline-Attempt"), ctx.TraceID, ctx.Endpoint, ctx.Service, body)
+		ids, elements := []string{r.Header.Get("webhook-id")}, []json.RawMessage{body}
+		if list := r.Header.Get("X-Throughline-Ids"); list != "" { // the destination has batches
+			if json.Unmarshal([]byte("["+list+"]"), &ids) != nil || json.Unmarshal(body, &elements) != nil || len(ids) != len(elements) {
+				http.Error(w, "no array with an id for each element", http.StatusBadRequest)
+				return
+			}
+		}
+		for i, element := range elements {
+			ctx, _ := x.FromJSON(element)
+			fmt.Printf("webhook-id %s attempt %s\n  trace %s, called by %s of %s\n  %s\n",
+				ids[i], r.Header.Get("X-Throughline-Attempt"), ctx.TraceID, ctx.Endpoint, ctx.Service, element)
+		}
 		w.WriteHeader(http.StatusNoContent)
 	})
 	s := &http.Server{Addr: *address, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
