@@ -10,8 +10,11 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tidwall/gjson"
 
 	"github.com/throughline-mqtt/throughline/bridge"
 	"github.com/throughline-mqtt/throughline/tracectx/tracectxtest"
@@ -70,6 +73,63 @@ func BenchmarkDeliver(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(n), "us/record")
 	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "records/s")
+}
+
+// BenchmarkBatch is what a batch saves: as BenchmarkDeliver, over concurrency and
+// records in a request, with the CPU time of the process, sink included. Each record is
+// taken apart from the array by the sink.
+func BenchmarkBatch(b *testing.B) {
+	for _, most := range []int{1, 10, 100} {
+		b.Run(fmt.Sprint("max=", most), func(b *testing.B) {
+			taken, requests := &atomic.Int64{}, &atomic.Int64{}
+			srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				requests.Add(1)
+				body, err := io.ReadAll(r.Body)
+				if err != nil {
+					b.Error(err)
+				}
+				n := int64(1)
+				if parsed := gjson.ParseBytes(body); parsed.IsArray() {
+					n = int64(len(parsed.Array()))
+				}
+				taken.Add(n)
+			}))
+			b.Cleanup(srv.Close)
+			d := to(nc)
+			d.URL = srv.URL + "/notify"
+			d.Batch = bridge.Batch{Max: most}
+			p := start(b, filepath.Join(b.TempDir(), "outbox.db"), bridge.Schedule{}, d)
+			defer p.stop(b)
+			const backlog = 1000
+			recs := records(backlog)
+			b.ReportAllocs()
+			before, n := cpuTime(), int64(0)
+			for b.Loop() {
+				for i := range recs {
+					recs[i].ID = ""
+				}
+				if _, err := p.Append(recs); err != nil {
+					b.Fatal(err)
+				}
+				n += backlog
+				for taken.Load() < n {
+					time.Sleep(100 * time.Microsecond)
+				}
+			}
+			b.ReportMetric(float64((cpuTime()-before).Microseconds())/float64(n), "cpu-us/record")
+			b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "records/s")
+			b.ReportMetric(float64(n)/float64(requests.Load()), "records/request")
+		})
+	}
+}
+
+// cpuTime is what the process has used.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // BenchmarkWaiting is the memory of a million records that wait for a
