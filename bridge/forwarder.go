@@ -275,6 +275,14 @@ func (f *forwarder) choose(now time.Time) (job, bool) {
 // that is past its max age.
 func (f *forwarder) cutoff(now time.Time) int64 { return now.Add(-f.maxAge).UnixMilli() }
 
+// limit is how many goroutines there may be. The caller holds f.mu.
+func (f *forwarder) limit() int {
+	if f.route == nil {
+		return 1 // held records only expire
+	}
+	return f.route.limit
+}
+
 // dispatch starts as many goroutines as there is work and room for, and sets
 // the timer for what is not due yet. The caller holds f.mu.
 func (f *forwarder) dispatch(now time.Time) {
@@ -290,11 +298,7 @@ func (f *forwarder) dispatch(now time.Time) {
 		f.lanes.retire(f.cutoff(now))
 		f.sweep = now.Add(min(max(f.maxAge/10, time.Second), time.Minute))
 	}
-	limit := 1 // held records only expire
-	if f.route != nil {
-		limit = f.route.limit
-	}
-	for f.active < limit {
+	for f.active < f.limit() {
 		j, ok := f.choose(now)
 		if !ok {
 			break
@@ -374,7 +378,11 @@ func (f *forwarder) run(j job) {
 		default:
 			f.lanes.wait(j.lane, out.due)
 		}
-		if j, ok = f.choose(now); !ok {
+		ok = f.active <= f.limit() // it may have been lowered
+		if ok {
+			j, ok = f.choose(now)
+		}
+		if !ok {
 			f.active--
 		}
 		f.dispatch(now)
