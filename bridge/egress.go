@@ -54,9 +54,11 @@ var embeddings = []struct {
 	prefix netip.Prefix
 	at     int
 }{
-	{netip.MustParsePrefix("64:ff9b::/96"), 12}, // NAT64, RFC 6052 section 2.1
-	{netip.MustParsePrefix("2002::/16"), 2},     // 6to4, RFC 3056 section 2
-	{netip.MustParsePrefix("::/96"), 12},        // IPv4-compatible, RFC 4291 section 2.5.5.1
+	{netip.MustParsePrefix("64:ff9b::/96"), 12},    // NAT64, RFC 6052 section 2.1
+	{netip.MustParsePrefix("64:ff9b:1::/48"), 12},  // NAT64 within a network, RFC 8215; with the last 32 bits, as nearly all do
+	{netip.MustParsePrefix("2002::/16"), 2},        // 6to4, RFC 3056 section 2
+	{netip.MustParsePrefix("::ffff:0:0:0/96"), 12}, // IPv4-translated, RFC 2765 section 2.1
+	{netip.MustParsePrefix("::/96"), 12},           // IPv4-compatible, RFC 4291 section 2.5.5.1
 }
 
 // forms are the addresses that a means: itself, without a zone, as IPv4 if it is
@@ -69,8 +71,10 @@ func forms(a netip.Addr) []netip.Addr {
 	}
 	b := a.As16()
 	for _, e := range embeddings {
-		if e.prefix.Contains(a) {
-			fs = append(fs, netip.AddrFrom4([4]byte(b[e.at:e.at+4])))
+		// Zeros are what the other lengths of a prefix end with, RFC 6052 section 2.2,
+		// and lead nowhere.
+		if v4 := netip.AddrFrom4([4]byte(b[e.at : e.at+4])); e.prefix.Contains(a) && !v4.IsUnspecified() {
+			fs = append(fs, v4)
 		}
 	}
 	return fs
