@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 )
 
@@ -119,10 +120,22 @@ func randomOrDefault(random func() float64) func() float64 {
 	return random
 }
 
+// failureMost bounds what is told of a failure: an answer that is no HTTP stands
+// in its error, up to 64 kB of it.
+const failureMost = 512
+
 // failureText says what went wrong in words that are the same for the same
 // failure: the ephemeral port of a broken connection, say, is left out, since
 // a failure is logged when its text changes.
 func failureText(r Response) string {
+	text := failureWhole(r)
+	if len(text) > failureMost {
+		text = strings.ToValidUTF8(text[:failureMost], "") + "..."
+	}
+	return text
+}
+
+func failureWhole(r Response) string {
 	if r.Err == nil {
 		if text := http.StatusText(r.Status); text != "" {
 			return fmt.Sprintf("answered %d %s", r.Status, text)
@@ -132,6 +145,9 @@ func failureText(r Response) string {
 	if oe, ok := errors.AsType[*net.OpError](r.Err); ok {
 		if oe.Timeout() {
 			return oe.Op + " timed out"
+		}
+		if de, ok := errors.AsType[*net.DNSError](oe.Err); ok {
+			return lookupText(de)
 		}
 		return oe.Err.Error()
 	}
@@ -145,4 +161,13 @@ func failureText(r Response) string {
 		return ue.Err.Error()
 	}
 	return r.Err.Error()
+}
+
+// lookupText is the error's text without the port that the resolver has asked from.
+func lookupText(e *net.DNSError) string {
+	short := *e
+	if strings.Contains(short.Err, "->") {
+		short.Err = short.Err[strings.LastIndex(short.Err, ": ")+len(": "):]
+	}
+	return short.Error()
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -57,6 +58,13 @@ func TestFailureText(t *testing.T) {
 		{"reset, without the ports", Response{Err: in(&net.OpError{Op: "read", Source: local, Err: os.NewSyscallError("read", syscall.ECONNRESET)})}, "read: connection reset by peer"},
 		{"dial timeout", Response{Err: in(&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded})}, "dial timed out"},
 		{"closed", Response{Err: in(io.EOF)}, "connection closed without an answer"},
+		{"no such name", Response{Err: in(&net.OpError{Op: "dial", Err: &net.DNSError{
+			Err: "no such host", Name: "nc.example", Server: "10.0.0.53:53", IsNotFound: true,
+		}})}, "lookup nc.example on 10.0.0.53:53: no such host"},
+		{"no name server, without the ports", Response{Err: in(&net.OpError{Op: "dial", Err: &net.DNSError{
+			Err: "read udp 10.0.0.7:43210->10.0.0.53:53: read: connection refused", Name: "nc.example", Server: "10.0.0.53:53",
+		}})}, "lookup nc.example on 10.0.0.53:53: connection refused"},
+		{"no HTTP, and much of it", Response{Err: in(errors.New(strings.Repeat("é", 40_000)))}, strings.Repeat("é", 256) + "..."},
 		{"other", Response{Err: in(errors.New("bad answer"))}, "bad answer"},
 	}
 	for _, tt := range tests {
