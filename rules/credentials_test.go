@@ -115,3 +115,36 @@ destinations:
 		t.Errorf("-want +got\n%s", diff)
 	}
 }
+
+// Credentials that stand in a url are not told, whatever is wrong with it.
+func TestURLCredentialsAreHidden(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	for _, url := range []string{
+		"http://user:s3cret@host/",
+		"http://user:s3cret%zz@host/",
+		"http://user:s3cret pw@host/",
+		"http://user:s3cret/s3cret@host/",
+		"http://user:s3cret?s3cret@host/",
+		"http://s3cret@s3cret@host/",
+		`http://user:s3cret\\\"s3cret@host/`,
+		"http://user:s3cret@host/${vin}",
+		"http://user:s3cret@host:99999/",
+		"http://user:s3cret@/",
+		"ftp://user:s3cret@host/",
+		"//user:s3cret@host/",
+		"user:s3cret@host",
+	} {
+		t.Run(url, func(t *testing.T) {
+			writeFile(t, file, "destinations:\n  nc: {url: '"+url+"'}\n  idp: {url: 'http://127.0.0.1/', oauth2: {token_url: '"+url+"', client_id: a, client_secret: '${env:X}'}}\n")
+			_, problems := rules.Load([]string{file}, rules.LoadOptions{})
+			if !rules.HasErrors(problems) {
+				t.Fatalf("problems %v", problems)
+			}
+			for _, p := range problems {
+				if shown := p.Message + p.Source + p.Hint; strings.Contains(shown, "s3cret") {
+					t.Errorf("told: %s", shown)
+				}
+			}
+		})
+	}
+}

@@ -180,6 +180,7 @@ func (f *file) url(n *yaml.Node, hint string) string {
 		f.fail(n, "bad-url", hint, format, args...)
 		return ""
 	}
+	f.hideUserinfo(text)
 	if at := strings.Index(text, "${"); at >= 0 {
 		f.within(n, diagnostic{span: span{at, len(text)}, name: "not-supported-yet", message: "a variable in a url is not supported yet"})
 		return ""
@@ -195,16 +196,31 @@ func (f *file) url(n *yaml.Node, hint string) string {
 	case u.Port() != "" && !isPort(u.Port()):
 		return bad("", "the url has no such port: %s", quote(text))
 	case u.User != nil:
-		_, rest, _ := strings.Cut(text, "//")
-		host, _, _ := strings.Cut(rest, "/") // net/url ends it there too, or at a ? or #
-		if at := strings.LastIndexByte(host, '@'); at > 0 {
-			f.hidden = append(f.hidden, host[:at])
-		}
 		return bad(hint, "credentials do not belong into a url")
 	case u.Fragment != "":
 		return bad("", "a url to send to has no fragment: %s", quote("#"+u.Fragment))
 	}
 	return text
+}
+
+// hideUserinfo keeps credentials in what was to be a url out of problems. They end
+// at the last @ before the host's end; where that can't be told, since they hold what ends a
+// host, or what ought to be escaped, at the last one of all.
+func (f *file) hideUserinfo(text string) {
+	scheme, rest, ok := strings.Cut(text, "//")
+	if !ok {
+		rest = scheme
+	}
+	host := rest
+	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
+		host = rest[:end]
+	}
+	if _, err := url.Parse(text); err != nil {
+		host = rest
+	}
+	if at := strings.LastIndexByte(host, '@'); at > 0 {
+		f.hidden = append(f.hidden, host[:at], strings.Trim(quote(host[:at]), `"`))
+	}
 }
 
 func isPort(s string) bool {
