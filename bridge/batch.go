@@ -181,7 +181,7 @@ func (f *forwarder) sendBatch(j *job) (single bool) {
 	j.lane = b.lanes[first.lane]
 	class := res.Class()
 	if cut := res.Err != nil && f.bridge.ctx.Err() != nil; !cut { // else cut off by Stop: not an attempt
-		f.meters.attempts[class].Add(float64(n))
+		f.meters.attempted(class, n)
 		f.answered(b, class)
 		if class != Success {
 			f.batchFailed(b, first, *j, class, res, id, n)

@@ -165,6 +165,9 @@ func TestBatch(t *testing.T) {
 			t.Errorf("%d records left", n)
 		}
 		r.wantMetric("throughline_delivery_attempts_total{class=success,destination=notification-center}", 5)
+		if n := r.Attempts()[bridge.Success]; n != 5 {
+			t.Errorf("%d attempts in all, want 5", n)
+		}
 		r.wantMetric("throughline_deliveries_total{carrier=body,destination=notification-center,rule=hard-brake}", 5)
 		r.wantMetric("throughline_delivery_batch_records{destination=notification-center}", 1)
 		r.wantMetric("throughline_delivery_latency_seconds{destination=notification-center}", 5)

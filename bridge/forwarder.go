@@ -432,7 +432,7 @@ func (f *forwarder) do(j job) outcome {
 		p.attempts++
 		rec.Attempts++
 	}
-	f.meters.attempted(class)
+	f.meters.attempted(class, 1)
 
 	if class == Success {
 		f.bridge.queue.Remove(p.seq)

@@ -139,10 +139,10 @@ func (m *metrics) destination(name string) *meters {
 	return d
 }
 
-// attempted counts an attempt.
-func (d *meters) attempted(c Class) {
-	d.attempts[c].Inc()
-	d.all.total[c].Add(1)
+// attempted counts an attempt at each of n records.
+func (d *meters) attempted(c Class, n int) {
+	d.attempts[c].Add(float64(n))
+	d.all.total[c].Add(uint64(n))
 }
 
 // delivered counts a record that is done.
