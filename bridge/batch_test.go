@@ -760,6 +760,33 @@ func TestBatchGone(t *testing.T) {
 	})
 }
 
+// What was behind the record that a 410 has cost holds its lane up for its own
+// time, and no longer.
+func TestBatchLaneHoldAfterGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := batchRig(t)
+		r.center.status(410)
+		r.together("a/1", "a/stuck", "a/3")
+		synctest.Wait()
+		r.center.answers(func(_ context.Context, s sent) bridge.Response {
+			if has(s, "stuck") {
+				return bridge.Response{Status: 409}
+			}
+			return bridge.Response{Status: 200}
+		})
+		r.resume()
+		for n := range 300 {
+			time.Sleep(time.Second)
+			r.together(fmt.Sprintf("b/other %d", n))
+		}
+		synctest.Wait()
+		if n := r.queue.queued(); n != 1 {
+			t.Errorf("%d queued, want the stuck one alone", n)
+		}
+		r.wantMetric("throughline_delivery_lane_left_total{destination=notification-center}", 1)
+	})
+}
+
 // A request waits for more no longer than linger, and not at all when it is full.
 func TestBatchLinger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -164,7 +164,10 @@ func (ls *lanes) land(l *lane, kept []pending, due time.Time, cutoff int64) {
 	}
 	delete(ls.flying, l)
 	ls.records -= taken - len(kept)
-	l.head = kept[0] // no lane with a head that has failed flies with more than that
+	if kept[0].seq != l.head.seq {
+		ls.relent(l) // a 410 is held against the head that it is the end of
+	}
+	l.head = kept[0]
 	l.rest.unshift(kept[1:]...)
 	if due.IsZero() {
 		ls.enqueue(l, cutoff)
