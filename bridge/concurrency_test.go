@@ -25,7 +25,7 @@ func TestConcurrencyReload(t *testing.T) {
 			d := to(nc)
 			d.Concurrency = want
 			r.define(d)
-			time.Sleep(1500 * time.Millisecond)
+			time.Sleep(1300 * time.Millisecond) // between two answers
 			if got := r.inFlight(); got != want {
 				t.Errorf("%d attempts under way with a concurrency of %d", got, want)
 			}
