@@ -49,6 +49,10 @@ func TestOutboxOfRunningBrokerAndAtRest(t *testing.T) {
 		if code != exitOK || !strings.Contains(out, `{"event":"hard-brake","vin":"V20"`) {
 			t.Errorf("%s: show: exit %d\n%s%s", whose, code, out, errs)
 		}
+		code, out, errs = run(t, "", "outbox", "show", id, "-config", file, "-json")
+		if code != exitOK || !strings.Contains(out, `"id": "`+id+`"`) {
+			t.Errorf("%s: show with the flags last: exit %d\n%s%s", whose, code, out, errs)
+		}
 		code, _, errs = run(t, "", "outbox", "show", "-config", file, "nosuch")
 		if code != exitProblem || !strings.Contains(errs, `no record or dead letter has the webhook-id "nosuch"`) {
 			t.Errorf("%s: show nosuch: exit %d\n%s", whose, code, errs)
@@ -61,7 +65,9 @@ func TestOutboxOfRunningBrokerAndAtRest(t *testing.T) {
 	look("running")
 
 	wrong := writeConfig(t, fmt.Sprintf("admin: {address: %q, token: wrong}\n", f.adminAddress()))
-	if code, _, errs := run(t, "", "outbox", "ls", "-config", wrong); code != exitProblem || !strings.Contains(errs, "401") {
+	if code, _, errs := run(t, "", "outbox", "ls", "-config", wrong); code != exitProblem || errs != `error: ask the broker: 401 Unauthorized: send Authorization: Bearer and the admin token
+hint: admin.token in the configuration must be the broker's
+` {
 		t.Errorf("with a wrong token: exit %d\n%s", code, errs)
 	}
 	elsewhere := writeConfig(t, fmt.Sprintf("data_dir: %q\nadmin: {address: %q}\n", f.config.DataDir, freeAddress(t)))
@@ -69,10 +75,18 @@ func TestOutboxOfRunningBrokerAndAtRest(t *testing.T) {
 		t.Errorf("with the store open and no admin API: exit %d\n%s", code, errs)
 	}
 
-	foreign := httptest.NewServer(http.NotFoundHandler())
+	none := writeConfig(t, fmt.Sprintf("data_dir: %q\nadmin: {address: \"\"}\n", f.config.DataDir))
+	if code, _, errs := run(t, "", "outbox", "ls", "-config", none); code != exitProblem ||
+		!strings.HasSuffix(errs, "\nhint: a broker runs on this data directory, but without an admin.address no broker can be asked\n") {
+		t.Errorf("with the store open and no admin.address: exit %d\n%s", code, errs)
+	}
+
+	foreign := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "no such page\n"+strings.Repeat("x", 1000), http.StatusNotFound)
+	}))
 	defer foreign.Close()
 	stranger := writeConfig(t, fmt.Sprintf("admin: {address: %q}\n", strings.TrimPrefix(foreign.URL, "http://")))
-	if code, out, errs := run(t, "", "outbox", "ls", "-config", stranger); code != exitProblem || !strings.Contains(errs, "404") {
+	if code, out, errs := run(t, "", "outbox", "ls", "-config", stranger); code != exitProblem || !strings.HasPrefix(errs, "error: ask the broker: 404 Not Found: no such page xxx") || len(errs) > 500 {
 		t.Errorf("with something else on the admin address: exit %d\n%s%s", code, out, errs)
 	}
 

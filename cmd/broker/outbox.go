@@ -114,13 +114,14 @@ func outboxList(ctx context.Context, c *cli, args []string) int {
 
 func outboxShow(ctx context.Context, c *cli, args []string) int {
 	fs, file, asJSON := outboxFlags(c, "outbox show")
-	if code, done := c.parse(fs, args); done {
+	rest, code, done := c.parseMixed(fs, args)
+	switch {
+	case done:
 		return code
-	}
-	if fs.NArg() != 1 {
+	case len(rest) != 1:
 		return c.misuse("outbox show: expected one webhook-id")
 	}
-	id := fs.Arg(0)
+	id := rest[0]
 	l, code := ofOutbox(ctx, c, *file, outboxCall[admin.Listing]{
 		running: func(a adminConfig) (admin.Listing, error) {
 			return askListing(ctx, a, "/api/v1/outbox/"+url.PathEscape(id))
@@ -197,31 +198,47 @@ func ofOutbox[T any](ctx context.Context, c *cli, file string, call outboxCall[T
 	if !ok {
 		return answer, exitProblem
 	}
+	answer, hint, err := askOutbox(ctx, c, cfg, call)
+	if err != nil {
+		return answer, c.fail(err, hint)
+	}
+	return answer, exitOK
+}
+
+// A noOutboxError says that there is neither a broker nor its data.
+type noOutboxError struct{ text string }
+
+func (e *noOutboxError) Error() string { return e.text }
+
+// askOutbox is ofOutbox for who tells the error otherwise; hint is what to do about it, if there is something.
+func askOutbox[T any](ctx context.Context, c *cli, cfg config, call outboxCall[T]) (answer T, hint string, err error) {
 	if cfg.Admin.Address != "" {
 		switch answer, err := call.running(cfg.Admin); {
 		case err == nil:
-			return answer, exitOK
+			return answer, "", nil
 		case !errors.Is(err, syscall.ECONNREFUSED):
 			hint := "admin in the configuration must be as the broker has it; something answers on " + cfg.Admin.Address
 			if told, ok := errors.AsType[brokerError](err); ok {
 				hint = told.hint
 			}
-			return answer, c.fail(err, hint)
+			return answer, hint, err
 		}
+	}
+	address := strconv.Quote(cfg.Admin.Address)
+	nobody, but := "no broker answers on the admin address "+address, "none answers on the admin address "+address
+	if cfg.Admin.Address == "" {
+		nobody = "without an admin.address no broker can be asked"
+		but = nobody
 	}
 	name := filepath.Join(cfg.DataDir, storeFile)
 	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
-		return answer, c.fail(fmt.Errorf("no broker answers on the admin address %q, and there is no %s", cfg.Admin.Address, name),
-			"-config names the broker's configuration file")
+		return answer, "-config names the broker's configuration file", &noOutboxError{nobody + ", and there is no " + name}
 	}
-	answer, err := openAtRest(ctx, c, cfg, name, call)
-	switch {
-	case errors.Is(err, store.ErrLocked):
-		return answer, c.fail(err, "a broker runs on this data directory, but none answers on the admin address "+strconv.Quote(cfg.Admin.Address))
-	case err != nil:
-		return answer, c.fail(err, "")
+	answer, err = openAtRest(ctx, c, cfg, name, call)
+	if errors.Is(err, store.ErrLocked) {
+		hint = "a broker runs on this data directory, but " + but
 	}
-	return answer, exitOK
+	return answer, hint, err
 }
 
 // rulesAtRest is the set that a broker would start with; nil if there is none. What is wrong with the files is not for
@@ -292,7 +309,22 @@ type reply struct {
 
 // refused is the error of a reply that is none of those hoped for.
 func (r reply) refused() error {
-	return fmt.Errorf("ask the broker: %s: %s", r.text, printable(string(r.body)))
+	const enough = 200 // of a page of something else
+	var problem struct {
+		Detail string `json:"detail"`
+	}
+	if r.problem && json.Unmarshal(r.body, &problem) == nil && problem.Detail != "" {
+		err := fmt.Errorf("ask the broker: %s: %s", r.text, printable(problem.Detail))
+		if r.status == http.StatusUnauthorized {
+			return brokerError{err, "admin.token in the configuration must be the broker's"}
+		}
+		return err
+	}
+	body := strings.Join(strings.Fields(string(r.body)), " ")
+	if len(body) > enough {
+		body = strings.ToValidUTF8(body[:enough], "") + "..."
+	}
+	return fmt.Errorf("ask the broker: %s: %s", r.text, printable(body))
 }
 
 // askBroker sends one request to the admin API.
