@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -40,6 +41,9 @@ type LoadOptions struct {
 	// OutboxBytes is what the whole outbox may have: a cap of a destination above
 	// it is a warning. 0: not known.
 	OutboxBytes int64
+	// Waiting counts the records that wait, by destination: those of one that the set
+	// doesn't define are a warning. nil: not known.
+	Waiting func() map[string]int
 	// Previous is the set that the new one will replace: its rules hand their
 	// counters on to those of the same name. May be nil.
 	Previous *Set
@@ -87,7 +91,32 @@ func build(texts []fileText, o LoadOptions) (*Set, []Problem) {
 	}
 	set := newSet(generation(texts), l.ruleList(), l.destinationList())
 	set.secrets = l.secrets
-	return set, problems
+	return set, append(gone(set, o.Waiting), problems...)
+}
+
+// gone warns of records whose destination set doesn't define: they are held. As a
+// problem of all files it comes before theirs.
+func gone(set *Set, waiting func() map[string]int) (problems []Problem) {
+	if waiting == nil {
+		return nil
+	}
+	records := waiting()
+	for _, name := range slices.Sorted(maps.Keys(records)) {
+		defined := slices.ContainsFunc(set.Destinations(), func(d Destination) bool { return d.Name == name })
+		if records[name] == 0 || defined {
+			continue
+		}
+		wait := "records wait"
+		if records[name] == 1 {
+			wait = "record waits"
+		}
+		problems = append(problems, Problem{
+			Severity: Warning, Name: "gone-destination",
+			Message: fmt.Sprintf("%d %s for the destination %s, which no rule file defines", records[name], wait, quote(name)),
+			Hint:    "define it again, or delete them: broker outbox purge -state queued -destination " + name,
+		})
+	}
+	return problems
 }
 
 // generation is a hash over the names and contents of files, wherever the folder

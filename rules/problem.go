@@ -33,7 +33,7 @@ func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil
 
 // Problem is one mistake in a rule file.
 type Problem struct {
-	File string `json:"file"`
+	File string `json:"file"` // "": it is one of all files together
 	// Line and Col count from 1, Col in characters. Line is 0 for a problem of
 	// the file as a whole, such as one that cannot be read.
 	Line int `json:"line,omitempty"`
@@ -52,11 +52,13 @@ type Problem struct {
 // String is the problem in one line, file:line:col: message.
 func (p Problem) String() string {
 	var b strings.Builder
-	b.WriteString(printable(p.File))
-	if p.Line > 0 {
-		fmt.Fprintf(&b, ":%d:%d", p.Line, p.Col)
+	if p.File != "" {
+		b.WriteString(printable(p.File))
+		if p.Line > 0 {
+			fmt.Fprintf(&b, ":%d:%d", p.Line, p.Col)
+		}
+		b.WriteString(": ")
 	}
-	b.WriteString(": ")
 	if p.Severity == Warning {
 		b.WriteString("warning: ")
 	}

@@ -174,7 +174,7 @@ func (k *Keeper) RereadSecrets(destination string) (changed bool, err error) {
 	before := k.current.Load()
 	o := k.options.Load
 	o.Previous, o.reread = before, destination
-	o.CheckTLS, o.CheckAddress = nil, nil // as good as when the rules were loaded, or somebody else's to tell
+	o.CheckTLS, o.CheckAddress, o.Waiting = nil, nil, nil // as good as when the rules were loaded, or somebody else's to tell
 	set, problems := build(k.texts, o)
 	switch {
 	case set == nil:

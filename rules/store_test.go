@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -254,5 +255,28 @@ func TestFolders(t *testing.T) {
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// TestGoneDestinations: records without a destination are a warning of all files together, and come first.
+func TestGoneDestinations(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "r.yaml")
+	writeFile(t, file, `destinations: {center: {url: "http://127.0.0.1/"}}`)
+	waiting := map[string]int{"center": 3, "z": 1, "done": 0, "a": 20}
+	set, problems := rules.Load([]string{file}, rules.LoadOptions{Waiting: func() map[string]int { return waiting }})
+	var got []string
+	for _, p := range problems {
+		got = append(got, p.Name+" "+p.String())
+	}
+	want := []string{
+		`gone-destination warning: 20 records wait for the destination "a", which no rule file defines`,
+		`gone-destination warning: 1 record waits for the destination "z", which no rule file defines`,
+		`unused-destination ` + file + `:1:16: warning: no rule sends to destination "center"`,
+	}
+	if set == nil || !slices.Equal(got, want) || len(waiting) != 4 {
+		t.Errorf("problems %q, want %q", got, want)
+	}
+	if set, problems = rules.Load(nil, rules.LoadOptions{Waiting: func() map[string]int { return waiting }}); set == nil || len(problems) != 3 {
+		t.Errorf("without files: %v", problems)
 	}
 }

@@ -222,11 +222,13 @@ func (a *app) loadRules(cfg config, queue *outbox.Outbox, forwarder *bridge.Brid
 		}
 		a.logReload(r)
 	}
+	load := ruleOptions(os.LookupEnv, cfg.Outbox.MaxBytes, true, ownAddresses(a.adminAddress()))
+	load.Waiting = func() map[string]int { return waitingIn(queue.Stats()) }
 	keeper, err := rules.OpenKeeper(rules.KeeperOptions{
 		Paths:    paths,
 		StateDir: cfg.DataDir,
 		Watch:    cfg.Rules.Watch,
-		Load:     ruleOptions(os.LookupEnv, cfg.Outbox.MaxBytes, true, ownAddresses(a.adminAddress())),
+		Load:     load,
 		Apply: func(s *rules.Set) {
 			queue.Know(destinationNames(s)...)
 			queue.SetCaps(caps(cfg.Outbox, s))

@@ -2,16 +2,21 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 
+	"github.com/throughline-mqtt/throughline/admin"
+	"github.com/throughline-mqtt/throughline/bridge"
 	"github.com/throughline-mqtt/throughline/rules"
 )
 
 // runCheck validates configuration and rule files, and reports every problem at once.
-func runCheck(_ context.Context, c *cli, args []string) int {
+func runCheck(ctx context.Context, c *cli, args []string) int {
 	fs := c.flags("check")
 	file := fs.String("config", "", "configuration `FILE`; its rules folder is checked too")
 	strict := fs.Bool("strict", false, "exit 1 for warnings too")
@@ -27,7 +32,8 @@ func runCheck(_ context.Context, c *cli, args []string) int {
 	}
 	var problems []rules.Problem
 	var own []netip.AddrPort
-	var outboxBytes int64 // not known
+	var outboxBytes int64             // not known
+	var waiting func() map[string]int // nor is that
 	if *file != "" {
 		cfg, p := loadConfig(*file, loadOptions{Env: c.env})
 		problems = append(problems, p...)
@@ -35,9 +41,14 @@ func runCheck(_ context.Context, c *cli, args []string) int {
 		if cfg.Rules.Dir != "" && !hasErrorNamed(p, "rules-dir") {
 			paths = append(paths, cfg.Rules.Dir)
 		}
+		if !rules.HasErrors(p) {
+			waiting = func() map[string]int { return c.waiting(ctx, cfg) }
+		}
 	}
-	if len(paths) > 0 {
-		_, p := rules.Load(paths, ruleOptions(c.env, outboxBytes, false, own))
+	if len(paths) > 0 || waiting != nil {
+		o := ruleOptions(c.env, outboxBytes, false, own)
+		o.Waiting = waiting
+		_, p := rules.Load(paths, o)
 		problems = append(problems, p...)
 	}
 	if err := rules.Print(c.stdout, problems); err != nil {
@@ -47,6 +58,51 @@ func runCheck(_ context.Context, c *cli, args []string) int {
 		return exitProblem
 	}
 	return exitOK
+}
+
+// waiting counts the records that wait, by destination: of the running broker, or of its data directory if none runs. Where
+// it can't be told, that is said on the side: it is no problem of the files.
+func (c *cli) waiting(ctx context.Context, cfg config) map[string]int {
+	const enough = 5 * time.Second // for a broker of this host; files may be checked where there is none
+	ctx, cancel := context.WithTimeout(ctx, enough)
+	defer cancel()
+	records, hint, err := askOutbox(ctx, c, cfg, outboxCall[map[string]int]{
+		running: func(a adminConfig) (map[string]int, error) {
+			r, err := askBroker(ctx, a, http.MethodGet, "/api/v1/destinations", nil)
+			if err != nil {
+				return nil, err
+			}
+			if r.status != http.StatusOK {
+				return nil, r.refused()
+			}
+			var all admin.Destinations
+			if err := readAnswer(r.body, &all); err != nil {
+				return nil, err
+			}
+			records := make(map[string]int, len(all.Destinations))
+			for _, d := range all.Destinations {
+				records[d.Name] = d.Records
+			}
+			return records, nil
+		},
+		atRest: func(o admin.Outbox) (map[string]int, error) { return waitingIn(o.Stats()), nil },
+	})
+	if _, none := errors.AsType[*noOutboxError](err); err != nil && !none {
+		fmt.Fprintln(c.stderr, "note: whether records wait for destinations that no rule file defines is not known:", err)
+		if hint != "" {
+			fmt.Fprintln(c.stderr, "hint:", hint)
+		}
+	}
+	return records
+}
+
+// waitingIn counts the records that wait, by destination.
+func waitingIn(s bridge.Stats) map[string]int {
+	records := make(map[string]int, len(s.Destinations))
+	for name, u := range s.Destinations {
+		records[name] = u.Records
+	}
+	return records
 }
 
 func hasErrorNamed(problems []rules.Problem, name string) bool {
