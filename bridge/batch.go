@@ -41,6 +41,9 @@ const (
 	elementRoom = 1 << 10
 	// idsBytes bounds headerIDs. Servers take 8 kB of a header, or of all headers.
 	idsBytes = 4 << 10
+	// togetherAttempts is after how many failed attempts at a record a batch that
+	// fails is its last.
+	togetherAttempts = 2
 	// headerIDs lists the webhook-ids of an array's elements, in their order, as
 	// strings of RFC 9651, section 3.3.3. It is there if and only if the body is an
 	// array that was made here.
@@ -379,7 +382,7 @@ func (f *forwarder) batchFailed(b *batch, first *element, j job, class Class, re
 	case OwnSide:
 		level, message = slog.LevelError, "delivery failed on our side, nothing was sent"
 	case Configuration:
-		level = slog.LevelError
+		level, message = slog.LevelError, "delivery failed, the records of the batch are sent alone"
 	}
 	if class != Gone {
 		f.tell(level, "batch: "+string(class)+": "+text, message,
@@ -416,9 +419,15 @@ func (f *forwarder) batchFailed(b *batch, first *element, j job, class Class, re
 			continue
 		}
 		due := time.Now()
-		if class == Poison {
+		switch class {
+		case Poison:
 			e.p.alone = !stale && (res.Status != http.StatusRequestEntityTooLarge || e == largest)
-		} else {
+		case Configuration: // a 404 may be for what one of them is about
+			e.p.alone = !stale
+		default:
+			// It may be one of them that the destination fails at. The others must not fail with it
+			// again and again, until all have left their lanes.
+			e.p.alone = class == Retry && !stale && e.rec.Attempts >= togetherAttempts && res.Status != http.StatusTooManyRequests
 			wait := f.bridge.schedule.wait(class, e.rec.Attempts, func() float64 { return share })
 			if class == Retry && res.RetryAfter > 0 {
 				wait = res.RetryAfter

@@ -13,7 +13,7 @@ type pending struct {
 	queued   int64  // Unix milliseconds
 	attempts uint32 // those made
 	refused  uint8  // poison answers, forgotten at a restart; 3 at most
-	alone    bool   // it was in a batch that was refused, and is in no other
+	alone    bool   // it goes in no batch (any more)
 	purged   bool   // while it was in somebody's hands
 }
 
