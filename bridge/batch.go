@@ -227,11 +227,13 @@ func (f *forwarder) fill(b *batch) (n int) {
 		e.id = b.route.webhookID(e.rec.ID)
 		if e.p.alone = !b.route.joins(e.rec.Body); e.p.alone && n > 0 {
 			stays[e.lane] = true
+			e.rec = Record{} // its body is in no bound
 			continue
 		}
 		size += e.size + elementRoom
 		ids += len(quotedID(e.id)) + 1
 		if n > 0 && (size > batchBytes || ids > idsBytes) {
+			e.rec = Record{}
 			break
 		}
 		e.sent = true

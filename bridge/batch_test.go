@@ -318,6 +318,54 @@ func TestBatchBounds(t *testing.T) {
 	})
 }
 
+// copying is a queue whose records have bodies of their own, as on disk.
+type copying struct{ bridge.Queue }
+
+func (q copying) Load(seq uint64) (bridge.Record, error) {
+	r, err := q.Queue.Load(seq)
+	r.Body = slices.Clone(r.Body)
+	return r, err
+}
+
+// What does not go in a batch isn't kept in memory while that is under way.
+func TestBatchMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newIdleRig(t, func(o *bridge.Options) { o.Queue = copying{o.Queue} })
+		d := inBatches(100, 0)
+		d.Concurrency = 1
+		r.define(d)
+		const size = 512 << 10
+		text := []byte(strings.Repeat("x", size))
+		object := fmt.Appendf(nil, `{"text":"%s"}`, text)
+		var recs []bridge.Record
+		for n := range 100 {
+			body := text
+			if n < 2 {
+				body = []byte(`{}`)
+			} else if n > 90 {
+				body = object
+			}
+			recs = append(recs, bridge.Record{ID: fmt.Sprint(n), Destination: nc, Lane: fmt.Sprint(n), Ordered: true, Body: body})
+		}
+		before := heap()
+		first := true
+		r.center.answers(func(_ context.Context, s sent) bridge.Response {
+			if ids := listed(t, s.Header); first && (len(ids) != 3 || heap()-before > 8*size) {
+				t.Errorf("%d records in the request, %d bytes in use", len(ids), heap()-before)
+			}
+			first = false
+			return bridge.Response{Status: 200}
+		})
+		if _, err := r.Append(recs); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := r.queue.queued(); n != 0 {
+			t.Errorf("%d records left", n)
+		}
+	})
+}
+
 // Whatever is answered, no record of a lane is sent while another of it is in
 // another request, each is done with once, and in order.
 func TestBatchOrder(t *testing.T) {
