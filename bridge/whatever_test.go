@@ -18,7 +18,7 @@ import (
 	"github.com/throughline-mqtt/throughline/bridge/outbox"
 )
 
-var whateverSeeds = flag.Int("whatever", 10, "how many seeds TestWhateverHappens tries")
+var whateverSeeds = flag.Int("whatever", 4, "how many seeds TestWhateverHappens tries")
 
 // TestWhateverHappens has a destination answer anything, hang, be paused, be taken away and
 // defined otherwise, and an operator retry and purge, all at random. Whatever it
@@ -29,6 +29,7 @@ var whateverSeeds = flag.Int("whatever", 10, "how many seeds TestWhateverHappens
 func TestWhateverHappens(t *testing.T) {
 	for seed := range uint64(*whateverSeeds) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel() // it mostly waits for the disk
 			synctest.Test(t, func(t *testing.T) { newWhatever(t, seed).run() })
 		})
 	}
