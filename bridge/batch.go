@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/tidwall/gjson"
 
@@ -132,8 +133,11 @@ func (f *forwarder) fit(r *route, n int, res Response) {
 
 // joins reports whether a record with this body can be in a batch with others: it
 // is JSON, and its trace context, if it would else go in the headers, has its
-// place in there.
+// place in there. With one that is not UTF-8 strict parsers would refuse all.
 func (r *route) joins(body []byte) bool {
+	if !utf8.Valid(body) {
+		return false
+	}
 	if r.sw8 == nil || !r.def.TraceHeaders {
 		return gjson.ValidBytes(body)
 	}

@@ -227,6 +227,8 @@ func TestBatchElements(t *testing.T) {
 		{"text without headers", "V7 braked", noHeaders, "1 raw:2 3"},
 		{"nothing", "", alone, "1 raw:2 3"},
 		{"half an object", `{"a":`, alone, "1 raw:2 3"},
+		{"not UTF-8", "{\"a\":\"\xff\"}", alone, "1 2 3"},
+		{"not UTF-8 without headers", "\"\xff\"", noHeaders, "1 2 3"},
 		{"an array", `[1,2]`, alone, "1 2 3"},
 		{"an array without headers", ` [1,2] `, noHeaders, "1,2,3"},
 		{"a number, no field agreed on", `7.10`, noTrace, "1,2,3"},
