@@ -249,6 +249,9 @@ func batchRandom(t *testing.T, seed uint64) {
 	if s := d.outbox.Stats(); s.Records != 0 {
 		t.Errorf("%d records left", s.Records)
 	}
+	if d.define(); len(d.Destinations()) != 0 {
+		t.Error("the forwarder takes itself for one with records")
+	}
 	dead := map[string]bool{}
 	if err := d.outbox.List(bridge.Filter{}, func(e bridge.Entry) bool {
 		_, rest, _ := strings.Cut(string(e.Body), "<")
