@@ -49,8 +49,9 @@ func (c *committer) reopen() {
 func (c *committer) openAnew() (*bbolt.DB, error) {
 	s := c.s
 	found, err := verify(s.path, s.o.LockTimeout, c.stopped)
-	if err == nil && found == c.flushed+1 {
-		if err = s.undo(found); err == nil {
+	if err == nil && (found == c.flushed || found == c.flushed+1) {
+		if err = s.undo(c.flushed + 1); err == nil && found > c.flushed {
+			s.log.Warn("what had failed to be flushed is taken back", slog.String("path", s.path))
 			found, err = verify(s.path, s.o.LockTimeout, c.stopped)
 		}
 	}
@@ -75,13 +76,14 @@ func (c *committer) openAnew() (*bbolt.DB, error) {
 	return db, nil
 }
 
-// undo sets the file back from flush number to the one before.
+// undo sets the file back from flush number, which has failed, to the one before.
 //
 // A flush that has failed may be there all the same: the disk has it, or only the page cache, which the system takes for
 // written after it has told of the failure once. It can't be told which. Building on what the disk lacks would destroy both
 // states, since flushes reuse the pages that the one before has freed. The state before is whole in any case: its flush has
 // succeeded, and no page of it is overwritten before the next one has. So its meta page is put, as if it were a flush older,
-// in the place of the failed one's, where the next flush's will be.
+// in the place of the failed one's, where the next flush's will be. That is done whether the failed one is to be seen or not:
+// what is seen instead may be an undoing that could not be flushed, and that the disk lacks.
 func (s *Store) undo(number uint64) (err error) {
 	var f *os.File
 	// For its lock: nobody else may have the file open.
@@ -112,7 +114,25 @@ func (s *Store) undo(number uint64) (err error) {
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("write to store: %w", err)
 	}
-	s.log.Warn("what had failed to be flushed is taken back", slog.String("path", s.path))
+	return nil
+}
+
+// confirm has the newest flush of a file that has just been opened on the disk. When the process before has ended after a
+// failed flush, its meta page may be seen though the disk lacks it (see undo): what is flushed next would overwrite pages of
+// the flush before, which a power cut would fall back on. Where the disk has it, the same bytes are written over it, which can't be torn.
+func confirm(f *os.File, db *bbolt.DB) error {
+	size := int64(db.Info().PageSize)
+	page := make([]byte, size)
+	at := int64(flushed(db)%2) * size
+	if _, err := f.ReadAt(page, at); err != nil {
+		return fmt.Errorf("read store: %w", err)
+	}
+	if _, err := f.WriteAt(page, at); err != nil {
+		return fmt.Errorf("write to store: %w", err)
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("write to store: %w", err)
+	}
 	return nil
 }
 

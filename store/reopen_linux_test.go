@@ -245,6 +245,62 @@ func TestReopenReadOnly(t *testing.T) {
 	}
 }
 
+// TestReopenUndoesWhatIsNotSeen has an undoing fail whose failed flush is not to be seen in the file. The disk may have it all
+// the same, so that nothing is built on the file before the undoing has succeeded.
+func TestReopenUndoesWhatIsNotSeen(t *testing.T) {
+	d := &disk{path: filepath.Join(t.TempDir(), "s.db")}
+	var readOnly atomic.Bool
+	s := openWith(t, d.path, store.Options{
+		Buckets: []string{bucket}, ReopenAfter: 10 * time.Millisecond,
+		OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
+			if readOnly.Load() && flag&os.O_CREATE == 0 { // the undoing makes no file
+				return os.Open(name)
+			}
+			return d.open(name, flag, perm)
+		},
+	})
+	wait(t, s.Write([]store.Op{put("a", "1")}))
+	readOnly.Store(true)
+	d.fail(t)
+	failing(t, s, []store.Op{put("b", "1")})
+	for end := time.Now().Add(10 * time.Second); !errors.Is(s.Err(), syscall.EBADF); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) || s.Err() == nil {
+			t.Fatalf("error %v", s.Err())
+		}
+	}
+	readOnly.Store(false)
+	untilOpen(t, s)
+	wait(t, s.Write([]store.Op{put("c", "1")}))
+	if got := content(t, s, ""); got != "a=1 c=1" {
+		t.Errorf("content %q", got)
+	}
+}
+
+// TestOpenConfirms: a file is flushed before anything is built on it, since what was flushed last may be in the page cache
+// alone.
+func TestOpenConfirms(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	s := open(t, path)
+	wait(t, s.Write([]store.Op{put("a", "1")}))
+	closeStore(t, s)
+	sound, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = store.Open(path, store.Options{Buckets: []string{bucket}, OpenFile: func(name string, _ int, _ os.FileMode) (*os.File, error) {
+		return os.Open(name)
+	}})
+	if !errors.Is(err, syscall.EBADF) || !strings.Contains(err.Error(), path) {
+		t.Errorf("error %v", err)
+	}
+	if got := content(t, open(t, path), ""); got != "a=1" {
+		t.Errorf("content %q", got)
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, sound) {
+		t.Errorf("opening it has changed the file, error %v", err)
+	}
+}
+
 // TestReopenUnderLoad has the disk fail again and again while many write and read.
 func TestReopenUnderLoad(t *testing.T) {
 	d := &disk{path: filepath.Join(t.TempDir(), "s.db")}

@@ -246,7 +246,11 @@ func (s *Store) openFile(open func(string, int, os.FileMode) (*os.File, error)) 
 
 // open opens a verified file, and makes the buckets that it doesn't have yet.
 func (s *Store) open() (db *bbolt.DB, err error) {
-	if db, err = s.openFile(s.o.OpenFile); err != nil {
+	var f *os.File
+	if db, err = s.openFile(func(name string, flag int, perm os.FileMode) (_ *os.File, err error) {
+		f, err = s.o.OpenFile(name, flag, perm)
+		return f, err
+	}); err != nil {
 		return nil, err
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -262,6 +266,9 @@ func (s *Store) open() (db *bbolt.DB, err error) {
 	missing, err := s.checkContent(db)
 	if err != nil {
 		return db, err
+	}
+	if err := confirm(f, db); err != nil {
+		return db, fmt.Errorf("open store %s: %w", s.path, err)
 	}
 	if len(missing) > 0 {
 		if err := db.Update(func(tx *bbolt.Tx) error {

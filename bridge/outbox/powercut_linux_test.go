@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -26,6 +28,9 @@ import (
 // powerCut makes TestPowerCut trace for as long as it says, and check a thousand images for each second of that.
 const powerCut = "THROUGHLINE_POWERCUT"
 
+// failuresChild names the file that TestPowerCutAfterFailures works on when it is run as its own child.
+const failuresChild = "THROUGHLINE_OUTBOX_FAILURES_CHILD"
+
 // sector is what a disk writes whole or not at all.
 const sector = 512
 
@@ -34,14 +39,39 @@ type event struct {
 	call   string // pwrite64, ftruncate, sync, or write for a line that the child says
 	end    bool
 	id     int // the same for the beginning and the end of a call
+	failed bool
 	offset int64
 	data   []byte
+	state  state // of a write, for the medium
 }
+
+// state is what has become of a write.
+type state int
+
+const (
+	loose   state = iota // no flush covers it yet
+	unsure               // one that failed did: the system takes it for written, and no later one covers it
+	durable              // one that succeeded did
+)
 
 // TestPowerCut traces what a child writes, flushes and acknowledges, and makes files as a disk may hold them when the power
 // fails: all that a finished flush covers, and of what was written since then any sectors. Each must be whole and have every
 // record that was acknowledged.
-func TestPowerCut(t *testing.T) {
+func TestPowerCut(t *testing.T) { testPowerCut(t, "TestKill", killChild) }
+
+// TestPowerCutAfterFailures is TestPowerCut with a disk whose flushes fail now and then, which the child gets over by itself, or
+// by a restart. What a failed flush covers may be on the disk or not, from then on, while whoever reads the file sees it.
+func TestPowerCutAfterFailures(t *testing.T) {
+	if path := os.Getenv(failuresChild); path != "" {
+		appendInSpiteOfFailures(path)
+		return
+	}
+	testPowerCut(t, "TestPowerCutAfterFailures", failuresChild, "-e", "inject=fdatasync:error=EIO:when=3+5", "-e", "inject=fsync:error=EIO:when=1+2")
+}
+
+// testPowerCut runs a test as a child that finds its file's path in an environment variable, with strace's options fault.
+func testPowerCut(t *testing.T, child, variable string, fault ...string) {
+	t.Helper()
 	duration, perCut, cuts := 300*time.Millisecond, 3, 60
 	if v := os.Getenv(powerCut); v != "" {
 		var err error
@@ -59,24 +89,44 @@ func TestPowerCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	events := trace(t, path, duration)
-	flushes, said := 0, 0
+	events := trace(t, path, duration, child, variable, fault)
+	flushes, failed, said := 0, 0, 0
 	for _, e := range events {
 		if e.end && e.call == "sync" {
 			flushes++
+			if e.failed {
+				failed++
+			}
 		}
 		if !e.end && e.call == "write" {
 			said++
 		}
 	}
-	if flushes < 10 || said < 10 {
-		t.Fatalf("%d flushes and %d lines in the trace", flushes, said)
+	if flushes < 10 || said < 10 || (failed == 0) != (len(fault) == 0) {
+		t.Fatalf("%d flushes, %d of which have failed, and %d lines in the trace", flushes, failed, said)
 	}
 
 	rnd := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
 	d := newMedium(base)
 	at := make(map[int]bool)
-	for range cuts {
+	if len(fault) > 0 {
+		// When a flush is about to be made after a failure, it is most likely to matter what became of that.
+		var after []int
+		for i, since := 0, len(events); i < len(events); i, since = i+1, since+1 {
+			switch e := events[i]; {
+			case e.failed:
+				since = 0
+			case e.call == "sync" && !e.end && since < 40:
+				after = append(after, i)
+			}
+		}
+		rnd.Shuffle(len(after), func(i, j int) { after[i], after[j] = after[j], after[i] })
+		for _, i := range after[:min(len(after), cuts)] {
+			at[i] = true
+		}
+		perCut += 2
+	}
+	for len(at) < cuts && len(at) < len(events) {
 		at[rnd.IntN(len(events))] = true
 	}
 	at[len(events)-1] = true
@@ -96,13 +146,13 @@ func TestPowerCut(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d flushes, %d lines said, %d images with %d records in all: none lost", flushes, said, images, records)
+	t.Logf("%d flushes, %d failed, %d lines said, %d images with %d records in all: none lost", flushes, failed, said, images, records)
 }
 
 // medium is a disk with a cache that loses power.
 type medium struct {
 	durable []byte
-	loose   []event // writes and truncations that no finished flush covers, in their order
+	later   []event // writes and truncations since then, in their order
 	open    map[int]int
 	owed    map[string]bool
 	gone    map[string]bool // acknowledged as removed
@@ -117,7 +167,7 @@ func (d *medium) take(e event) {
 	case e.call == "sync" && !e.end:
 		// It covers what has ended; of what is under way it may be anything.
 		n := 0
-		for _, w := range d.loose {
+		for _, w := range d.later {
 			if !w.end {
 				break
 			}
@@ -125,12 +175,22 @@ func (d *medium) take(e event) {
 		}
 		d.open[e.id] = n
 	case e.call == "sync":
-		n := d.open[e.id]
+		covered := d.later[:d.open[e.id]]
 		delete(d.open, e.id)
-		for _, w := range d.loose[:n] {
-			d.durable = apply(d.durable, w, func(int64) bool { return true })
+		for i := range covered {
+			switch w := &covered[i]; {
+			case w.state != loose:
+			case !e.failed:
+				w.state = durable
+			case w.call == "pwrite64":
+				w.state = unsure
+			}
 		}
-		d.loose = d.loose[n:]
+		n := 0
+		for ; n < len(d.later) && d.later[n].state == durable; n++ {
+			d.durable = apply(d.durable, d.later[n], func(int64) bool { return true })
+		}
+		d.later = d.later[n:]
 		for id := range d.open {
 			d.open[id] = max(0, d.open[id]-n)
 		}
@@ -150,11 +210,11 @@ func (d *medium) take(e event) {
 			}
 		}
 	case !e.end:
-		d.loose = append(d.loose, e)
+		d.later = append(d.later, e)
 	default:
-		for i := range d.loose {
-			if d.loose[i].id == e.id {
-				d.loose[i].end = true
+		for i := range d.later {
+			if d.later[i].id == e.id {
+				d.later[i].end = true
 			}
 		}
 	}
@@ -188,20 +248,33 @@ func resize(file []byte, size int64) []byte {
 	return append(file, make([]byte, size-int64(len(file)))...)
 }
 
-// image is what the disk may hold now: nothing of what is loose, all of it, some calls whole, or any sectors.
+// image is what the disk may hold now: of what is not durable nothing, all, some calls whole, or any sectors; or all but one of
+// the newest meta pages that a failed flush covers, if there are any: each says which of the other pages are in use.
 func (d *medium) image(rnd *rand.Rand, variant int) []byte {
 	file := bytes.Clone(d.durable)
 	share := rnd.Float64()
-	for _, w := range d.loose {
+	missing := -1
+	for i, n := len(d.later)-1, 0; i >= 0 && n <= variant; i-- {
+		if d.later[i].state == unsure && d.later[i].offset < 2*int64(os.Getpagesize()) {
+			if n == variant {
+				missing = i
+			}
+			n++
+		}
+	}
+	for i, w := range d.later {
 		whole := rnd.Float64() < share
 		file = apply(file, w, func(int64) bool {
-			switch variant {
-			case 0:
+			switch {
+			case w.state == durable:
 				return true
-			case 1:
+			case missing >= 0 && variant < 4:
+				return i != missing
+			case variant == 0:
+				return true
+			case variant == 1:
 				return false
-			}
-			if variant%3 == 2 {
+			case variant%3 == 2:
 				return rnd.Float64() < share
 			}
 			return whole
@@ -254,13 +327,14 @@ func needTrace(t *testing.T) {
 	}
 }
 
-// trace runs TestKill's child under strace for a while, and returns what it did.
-func trace(t *testing.T, path string, duration time.Duration) []event {
+// trace runs a child under strace for a while, and returns what it did.
+func trace(t *testing.T, path string, duration time.Duration, child, variable string, fault []string) []event {
 	t.Helper()
 	log := filepath.Join(t.TempDir(), "trace")
-	cmd := exec.Command("strace", "-f", "-y", "-xx", "-s", "16777216", "-o", log,
-		"-e", "trace=pwrite64,ftruncate,fdatasync,fsync,write", "-e", "signal=none", os.Args[0], "-test.run=^TestKill$")
-	cmd.Env = append(os.Environ(), killChild+"="+path)
+	options := append([]string{"-f", "-y", "-xx", "-s", "16777216", "-o", log,
+		"-e", "trace=pwrite64,ftruncate,fdatasync,fsync,write", "-e", "signal=none"}, fault...)
+	cmd := exec.Command("strace", append(options, os.Args[0], "-test.run=^"+child+"$")...)
+	cmd.Env = append(os.Environ(), variable+"="+path)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -316,7 +390,7 @@ func parseTrace(t *testing.T, r io.Reader, path string) (events []event) {
 		rest = strings.TrimSpace(rest)
 		if strings.HasPrefix(rest, "<... ") {
 			if e, ok := pending[pid]; ok && !strings.HasSuffix(rest, "= ?") {
-				e.end = true
+				e.end, e.failed = true, strings.Contains(rest, ") = -1 ")
 				events = append(events, e)
 			}
 			delete(pending, pid)
@@ -350,7 +424,7 @@ func parseTrace(t *testing.T, r io.Reader, path string) (events []event) {
 		if strings.HasSuffix(rest, "= ?") {
 			continue
 		}
-		e.end = true
+		e.end, e.failed = true, strings.Contains(rest, ") = -1 ")
 		events = append(events, e)
 	}
 }
@@ -372,7 +446,7 @@ func quotedData(t *testing.T, args string) []byte {
 // lastNumber is the last argument, whether the call has ended or not.
 func lastNumber(t *testing.T, args string) int64 {
 	t.Helper()
-	args = strings.TrimSuffix(args, "<unfinished ...>")
+	args, _, _ = strings.Cut(args, "<unfinished ...>") // with ") = ?" behind it if the call was cut off
 	if i := strings.LastIndexAny(args, `">`); i >= 0 { // the data, or the file
 		args = args[i+1:]
 	}
@@ -383,4 +457,67 @@ func lastNumber(t *testing.T, args string) int64 {
 		t.Fatalf("no number at the end of %.100q: %v", args, err)
 	}
 	return n
+}
+
+// appendInSpiteOfFailures is a child that appends and removes. When a flush has failed, it goes on once the store does, or
+// every other time opens it anew, as after a restart.
+func appendInSpiteOfFailures(path string) {
+	var out sync.Mutex
+	say := func(verb, id string) {
+		out.Lock()
+		defer out.Unlock()
+		fmt.Println(verb, id)
+	}
+	for restart := false; ; restart = !restart {
+		after := time.Millisecond
+		if restart {
+			after = time.Hour
+		}
+		st, err := store.Open(path, store.Options{Buckets: outbox.Buckets(), ReopenAfter: after})
+		if err != nil {
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		ob, err := outbox.Open(st, outbox.Options{})
+		if err != nil {
+			panic(err)
+		}
+		var stop atomic.Bool
+		var wg sync.WaitGroup
+		for lane := range 4 {
+			wg.Go(func() {
+				for i := 0; !stop.Load(); i++ {
+					recs := []outbox.Record{{Destination: "center", Ordered: true, Lane: fmt.Sprint(lane), Body: make([]byte, rand.IntN(1500))}}
+					c, err := ob.Append(recs)
+					if err == nil {
+						err = c.Wait(context.Background())
+					}
+					if err != nil {
+						time.Sleep(time.Millisecond)
+						continue
+					}
+					say("appended", recs[0].ID)
+					if i%8 == 0 { // few stay: in a small file, what is freed is soon overwritten
+						continue
+					}
+					say("removing", recs[0].ID)
+					ob.Remove(recs[0].Seq).Watch(func(err error) {
+						if err == nil {
+							say("removed", recs[0].ID)
+						}
+					})
+				}
+			})
+		}
+		for failures := 0; failures < 3 && !(restart && failures > 0); time.Sleep(time.Millisecond) {
+			if st.Err() != nil {
+				failures++
+			}
+		}
+		stop.Store(true)
+		if err := st.Close(context.Background()); err != nil {
+			panic(err)
+		}
+		wg.Wait()
+	}
 }
