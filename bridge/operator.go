@@ -103,7 +103,8 @@ func (o *Operator) Retry(ctx context.Context, c Change) (Changed, error) {
 }
 
 // Purge deletes records and dead letters for good. One that is being sent may
-// still arrive. How far a call goes, and its errors, are as with Retry.
+// still arrive. How far a call goes, and its errors, are as with Retry; queued records whose flush
+// has failed are purged all the same once the store works again, unless the broker is stopped before.
 func (o *Operator) Purge(ctx context.Context, c Change) (Changed, error) {
 	if c.DryRun {
 		return o.change(ctx, c, dryBatch, wouldPurge)

@@ -220,7 +220,8 @@ func (o *Outbox) Requeue(seq uint64) (*Commit, error) {
 
 // Purge deletes a queued record, or a dead letter if dead is set, for good. Unlike Remove it does not wait for a flush that
 // is needed anyway. The commit's error is ErrNotFound if there is no such record, or no such dead letter, and ErrDamaged if
-// it can't be told whose dead letter it is.
+// it can't be told whose dead letter it is. With another error a dead letter is still there; so is a queued record if Purge has
+// returned with it, and if it comes later, it is as with Remove.
 func (o *Outbox) Purge(seq uint64, dead bool) *Commit {
 	if !dead {
 		o.mu.Lock()

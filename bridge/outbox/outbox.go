@@ -775,15 +775,16 @@ func (o *Outbox) Remove(seq uint64) *Commit {
 // leaving is how a record leaves the queue.
 type leaving struct {
 	dead   []byte // the dead letter that it becomes; nil: none
-	purged bool   // somebody asked for it, and waits
+	purged bool   // an operator asked for it
 	again  bool   // its flush had failed
 }
 
-// undone is a record that has left the queue, though the disk doesn't know it: it was delivered or given up, and nobody
+// undone is a record that has left the queue, though the disk doesn't know it: it was delivered, given up or purged, and nobody
 // will come back to it.
 type undone struct {
-	seq  uint64
-	dead []byte // as in leaving
+	seq    uint64
+	dead   []byte // as in leaving
+	purged bool   // as in leaving
 }
 
 // leave takes a record out of the queue.
@@ -808,7 +809,7 @@ func (o *Outbox) leave(seq uint64, l leaving) *Commit {
 	if l.dead != nil {
 		ops = append(ops, store.Op{Bucket: deadBucket, Key: ops[0].Key, Value: l.dead})
 	}
-	return o.st.Do(store.Request{Ops: ops, Lazy: !l.purged, Applied: func(err error) { o.left(err, seq, l) }})
+	return o.st.Do(store.Request{Ops: ops, Lazy: !l.purged || l.again, Applied: func(err error) { o.left(err, seq, l) }})
 }
 
 func (o *Outbox) left(err error, seq uint64, l leaving) {
@@ -818,14 +819,9 @@ func (o *Outbox) left(err error, seq uint64, l leaving) {
 		o.redoing--
 	}
 	it, _ := o.items.of(seq)
-	switch {
-	case err == nil:
-	case l.purged: // whoever asked knows, and may ask again
-		it.leaving = false
-		o.items.set(seq, it)
-		return
-	default:
-		o.undone = append(o.undone, undone{seq, l.dead})
+	if err != nil {
+		// A purged one too: whoever was to send it may have been told meanwhile that it isn't queued, and would never send it.
+		o.undone = append(o.undone, undone{seq, l.dead, l.purged})
 		return
 	}
 	o.items.delete(seq)
@@ -864,7 +860,7 @@ func (o *Outbox) redo() {
 	}
 	o.redoing = len(some)
 	for _, u := range some {
-		o.leave(u.seq, leaving{dead: u.dead, again: true})
+		o.leave(u.seq, leaving{dead: u.dead, purged: u.purged, again: true})
 	}
 }
 

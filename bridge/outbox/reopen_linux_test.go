@@ -110,7 +110,7 @@ func TestFailedFlush(t *testing.T) {
 			return ob.Reschedule(seqs[queued], 3, noon, "500")
 		}, []string{"queued 0", "dead died"}},
 		{"purge", func(_ *testing.T, ob *outbox.Outbox) *outbox.Commit { return ob.Purge(seqs[queued], false) },
-			[]string{"queued 0", "dead died"}},
+			[]string{"dead died"}},
 		{"purge dead", func(_ *testing.T, ob *outbox.Outbox) *outbox.Commit { return ob.Purge(seqs[dead], true) },
 			[]string{"queued 0", "dead died"}},
 		{"requeue", func(t *testing.T, ob *outbox.Outbox) *outbox.Commit {
@@ -396,5 +396,37 @@ func TestFailuresUnderLoad(t *testing.T) {
 	}
 	if after := again.Stats(); after.Bytes != before.Bytes || after.Records != before.Records {
 		t.Errorf("counted %d records, %d bytes; stored %d, %d", before.Records, before.Bytes, after.Records, after.Bytes)
+	}
+}
+
+// TestFailedPurge: what an outbox has told its watcher isn't queued any more doesn't come back when the purge fails, since nobody
+// would send it.
+func TestFailedPurge(t *testing.T) {
+	for name, told := range map[string]func(ob *outbox.Outbox, seq uint64) error{
+		"load":       func(ob *outbox.Outbox, seq uint64) error { _, err := ob.Load(seq); return err },
+		"remove":     func(ob *outbox.Outbox, seq uint64) error { return ob.Remove(seq).Err() },
+		"reschedule": func(ob *outbox.Outbox, seq uint64) error { return ob.Reschedule(seq, 1, noon, "x").Err() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &disk{path: filepath.Join(t.TempDir(), "outbox.db")}
+			st, ob := d.start(t, outbox.Options{})
+			recs := []outbox.Record{{Destination: "center"}, {Destination: "center"}}
+			commit(t, ob, recs)
+			d.fail(t)
+			c := ob.Purge(recs[0].Seq, false)
+			if err := told(ob, recs[0].Seq); !errors.Is(err, outbox.ErrNotFound) {
+				t.Fatalf("error %v", err)
+			}
+			failed(t, c)
+			untilOpen(t, st)
+			for end := time.Now().Add(10 * time.Second); ob.Stats().Records != 1; time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("%d records are queued, and one of them will never be sent", ob.Stats().Records)
+				}
+			}
+			if u := ob.Stats().Destinations["center"]; u.Purged != 1 {
+				t.Errorf("%d counted as purged", u.Purged)
+			}
+		})
 	}
 }
