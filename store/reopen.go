@@ -60,6 +60,9 @@ func (c *committer) openAnew() (*bbolt.DB, error) {
 		return nil, fmt.Errorf("%w; a new one isn't made in its place", err)
 	case err != nil:
 		return nil, err
+	case found < c.flushed && s.replaced():
+		return nil, fmt.Errorf("open store %s: another file was put in its place, which ends with flush %d where flush %d has succeeded: restart the broker to go on with it, if it was compacted or is meant to be older",
+			s.path, found, c.flushed)
 	case found < c.flushed:
 		return nil, &CorruptError{Path: s.path, Reason: fmt.Sprintf("it ends with flush %d, but flush %d has succeeded", found, c.flushed)}
 	case found > c.flushed:
@@ -74,6 +77,12 @@ func (c *committer) openAnew() (*bbolt.DB, error) {
 	}
 	c.flushed = flushed(db)
 	return db, nil
+}
+
+// replaced reports whether there is another file at the path than the one that was open.
+func (s *Store) replaced() bool {
+	there, err := os.Stat(s.path)
+	return err == nil && !os.SameFile(there, s.file)
 }
 
 // undo sets the file back from flush number, which has failed, to the one before.

@@ -301,6 +301,38 @@ func TestOpenConfirms(t *testing.T) {
 	}
 }
 
+// TestCompactedWhileFailed has the file compacted while it isn't open, and so not locked. It is sound, and not to be moved away.
+func TestCompactedWhileFailed(t *testing.T) {
+	d := &disk{path: filepath.Join(t.TempDir(), "s.db")}
+	s := openWith(t, d.path, store.Options{Buckets: []string{bucket}, OpenFile: d.open, ReopenAfter: 100 * time.Millisecond})
+	for i := range 50 {
+		wait(t, s.Write([]store.Op{put("a", fmt.Sprint(i))}))
+	}
+	d.fail(t)
+	failing(t, s, []store.Op{put("b", "1")})
+	var err error
+	for range 100 { // once the store has closed it
+		if _, err = compact(t, d.path, store.CompactOptions{}); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); !strings.Contains(s.Err().Error(), "not open again"); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("error %v", s.Err())
+		}
+	}
+	if err := s.Err(); errors.Is(err, store.ErrCorrupt) || !strings.Contains(err.Error(), "restart the broker") {
+		t.Errorf("error %v", err)
+	}
+	closeStore(t, s)
+	if got := content(t, open(t, d.path), ""); got != "a=49" {
+		t.Errorf("content %q", got)
+	}
+}
+
 // TestReopenUnderLoad has the disk fail again and again while many write and read.
 func TestReopenUnderLoad(t *testing.T) {
 	d := &disk{path: filepath.Join(t.TempDir(), "s.db")}

@@ -108,6 +108,7 @@ type Store struct {
 	path    string
 	o       Options
 	db      atomic.Pointer[bbolt.DB] // a closed one after a flush has failed, until the file is open again
+	file    fs.FileInfo              // of the file that was opened last
 	buckets []string
 	log     *slog.Logger
 	metrics *metrics
@@ -263,6 +264,9 @@ func (s *Store) open() (db *bbolt.DB, err error) {
 			db = nil
 		}
 	}()
+	if s.file, err = f.Stat(); err != nil {
+		return db, fmt.Errorf("open store %s: %w", s.path, err)
+	}
 	missing, err := s.checkContent(db)
 	if err != nil {
 		return db, err
