@@ -14,8 +14,8 @@ type Destination struct {
 	Name  string `json:"name"`
 	URL   string `json:"url,omitempty"`   // without credentials and query; absent: not defined
 	State string `json:"state,omitempty"` // active | failing | paused | undefined; absent: no broker runs
-	// Why is the class of the answers of one that is failing; of one that is
-	// paused it is operator or gone.
+	// Why is the class of the last answer if that was a failure, of one that is
+	// active too; of one that is paused it is operator or gone.
 	Why      string    `json:"why,omitempty"`
 	Failure  string    `json:"failure,omitempty"`
 	Since    time.Time `json:"since,omitzero"` // it is in that state

@@ -79,6 +79,17 @@ func (b *breaker) record(c Class, who string, quiet time.Time) {
 	}
 }
 
+// failing is the class of the last failure, from the first of a row on; "": it doesn't fail.
+func (b *breaker) failing() Class {
+	switch {
+	case b.open != "":
+		return b.open
+	case b.failures > 0:
+		return b.last
+	}
+	return ""
+}
+
 // probe tells when the next attempt is worth making although nothing is due;
 // ok is false while the destination is not failing.
 func (b *breaker) probe() (at time.Time, ok bool) {

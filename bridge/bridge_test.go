@@ -375,6 +375,38 @@ func TestConfigurationError(t *testing.T) {
 	})
 }
 
+// What a destination fails of is told from the first failure on, and is the last one's.
+func TestStatusOfFailures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		want := func(state bridge.State, why, failure string) {
+			t.Helper()
+			synctest.Wait()
+			if s := r.status(); s.State != state || s.Why != why || s.Failure != failure {
+				t.Errorf("status %+v, want %s %s %q", s, state, why, failure)
+			}
+		}
+		r.center.status(401)
+		r.add("a", "a")
+		want(bridge.StateActive, "configuration", "answered 401 Unauthorized")
+		r.add("b", "b", "b2")
+		r.add("c", "c")
+		r.add("d", "d")
+		r.center.status(503)
+		r.add("e", "e")
+		want(bridge.StateFailing, "retry", "answered 503 Service Unavailable")
+		r.center.status(502)
+		time.Sleep(time.Minute)
+		want(bridge.StateFailing, "retry", "answered 502 Bad Gateway")
+		r.center.status(200)
+		time.Sleep(time.Minute)
+		want(bridge.StateActive, "", "")
+		r.center.status(400) // of the record, not of the destination
+		r.add("a", "p")
+		want(bridge.StateActive, "", "")
+	})
+}
+
 // An attempt that was under way when the definition changed says nothing about
 // the new one.
 func TestDefinitionChangesUnderWay(t *testing.T) {

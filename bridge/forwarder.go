@@ -541,6 +541,9 @@ func (f *forwarder) judge(class Class, j job, res Response) {
 	if class == Success {
 		f.grace.wins++
 	}
+	if class == f.breaker.failing() {
+		f.failure = failureText(res)
+	}
 	if (before == "") != (after == "") {
 		f.grace.set(after == "", time.Now())
 	}
@@ -553,7 +556,7 @@ func (f *forwarder) judge(class Class, j job, res Response) {
 		f.log.Info("destination answers again, what waited is due", "records", f.lanes.records)
 	default:
 		f.meters.open.Set(1)
-		f.since, f.failure = time.Now(), failureText(res)
+		f.since = time.Now()
 		f.closeSender() // probes get connections that are not from before
 		f.log.Error("destination fails, it is only probed until it answers",
 			"class", string(after), "failure", failureText(res), "records", f.lanes.records)

@@ -40,10 +40,10 @@ type Status struct {
 	Name  string
 	URL   string // without credentials and query; "": not defined
 	State State  // "": nothing is being sent, since the queue is at rest
-	// Why is the Class of the answers of one that is failing, and the reason
-	// why one is paused.
+	// Why is the Class of the last answer if that was a failure, which it may be
+	// of one that is active too, and the reason why one is paused.
 	Why      string
-	Failure  string    // of one that is failing: what happened when the breaker opened
+	Failure  string    // what happened then, in words; "" of one that is paused
 	Since    time.Time // of State; zero: not known
 	InFlight int       // attempts under way
 	Usage              // what is stored
@@ -159,8 +159,11 @@ func (f *forwarder) status() Status {
 		s.State, s.Why, s.Since = StatePaused, f.paused.Reason, f.paused.Since
 	case f.route == nil:
 		s.State = StateUndefined
-	case f.breaker.open != "":
-		s.State, s.Why, s.Failure = StateFailing, string(f.breaker.open), f.failure
+	case f.breaker.failing() != "":
+		s.Why, s.Failure = string(f.breaker.failing()), f.failure
+		if f.breaker.open != "" {
+			s.State = StateFailing
+		}
 	}
 	return s
 }
