@@ -110,6 +110,7 @@ func testPowerCut(t *testing.T, child, variable string, fault ...string) {
 	d := newMedium(base)
 	at := make(map[int]bool)
 	if len(fault) > 0 {
+		cuts, perCut = cuts/2, perCut+2
 		// When a flush is about to be made after a failure, it is most likely to matter what became of that.
 		var after []int
 		for i, since := 0, len(events); i < len(events); i, since = i+1, since+1 {
@@ -124,7 +125,6 @@ func testPowerCut(t *testing.T, child, variable string, fault ...string) {
 		for _, i := range after[:min(len(after), cuts)] {
 			at[i] = true
 		}
-		perCut += 2
 	}
 	for len(at) < cuts && len(at) < len(events) {
 		at[rnd.IntN(len(events))] = true
