@@ -157,7 +157,8 @@ func (j *judge) known(rng *rand.Rand, name, id string) []byte {
 	j.bodies[name] = body
 	as := strings.ReplaceAll(id, "ü", "%C3%BC")
 	j.names[as] = append(j.names[as], name)
-	j.bad[name] = rng.IntN(40) == 0
+	// Not in every lane: where all begin with one, that is a bad deploy, which only a success ends.
+	j.bad[name] = rng.IntN(40) == 0 && (name[0] == '-' || name[0] == 'a' || name[0] == 'b')
 	return []byte(body)
 }
 
@@ -239,6 +240,7 @@ func batchRandom(t *testing.T, seed uint64) {
 	j.mu.Lock()
 	j.calm = true
 	j.mu.Unlock()
+	time.Sleep(time.Second) // for a 410 that is under way, which pauses
 	resume()
 	def := definition()
 	def.Batch.Max = 10
@@ -247,7 +249,7 @@ func batchRandom(t *testing.T, seed uint64) {
 	synctest.Wait()
 
 	if s := d.outbox.Stats(); s.Records != 0 {
-		t.Errorf("%d records left", s.Records)
+		t.Errorf("%d records left, %+v", s.Records, d.Destinations())
 	}
 	if d.define(); len(d.Destinations()) != 0 {
 		t.Error("the forwarder takes itself for one with records")
