@@ -17,6 +17,16 @@ import (
 // componentGoHTTP is SkyWalking's id of Go's HTTP client.
 const componentGoHTTP = 5005
 
+// Names of headers in the form that net/http has them in, which it would else make of each name for each attempt.
+const (
+	headerID          = "Webhook-Id"
+	headerTimestamp   = "Webhook-Timestamp"
+	headerSignature   = "Webhook-Signature"
+	headerAttempt     = "X-Throughline-Attempt"
+	headerSW8         = "Sw8"
+	headerCorrelation = "Sw8-Correlation"
+)
+
 // attempted is what an attempt came to.
 type attempted struct {
 	res     Response
@@ -42,9 +52,9 @@ func (f *forwarder) attempt(r *route, rec *Record) attempted {
 	header := r.headers(id, timestamp, number)
 	if r.def.TraceHeaders {
 		a.carrier = carrierHeaders
-		header.Set(tracectx.HeaderSW8, carrier.SW8)
+		header[headerSW8] = []string{carrier.SW8}
 		if carrier.Correlation != "" {
-			header.Set(tracectx.HeaderCorrelation, carrier.Correlation)
+			header[headerCorrelation] = []string{carrier.Correlation}
 		}
 	}
 	body, place := r.place(rec.Body, carrier)
@@ -112,21 +122,18 @@ func (s spans) end() {
 // headers are those of a request but for the trace context and the signature.
 func (r *route) headers(id, timestamp, number string) http.Header {
 	h := r.header.Clone()
-	h.Set("webhook-id", id)
-	h.Set("webhook-timestamp", timestamp)
-	h.Set("X-Throughline-Attempt", number)
+	values := []string{id, timestamp, number} // one allocation for all
+	h[headerID], h[headerTimestamp], h[headerAttempt] = values[0:1:1], values[1:2:2], values[2:3:3]
 	if r.def.IdempotencyKey {
-		h.Set("Idempotency-Key", id)
+		h["Idempotency-Key"] = values[0:1:1]
 	}
-	h.Del(tracectx.HeaderSW8)
-	h.Del(tracectx.HeaderCorrelation)
 	return h
 }
 
 // send signs a request and sends it.
 func (f *forwarder) send(r *route, header http.Header, id, timestamp string, body []byte) Response {
 	if len(r.def.SigningKeys) > 0 {
-		header.Set("webhook-signature", signature(r.def.SigningKeys, id, timestamp, body))
+		header[headerSignature] = []string{signature(r.def.SigningKeys, id, timestamp, body)}
 	}
 	limited, cancel := context.WithTimeout(f.bridge.ctx, r.timeout)
 	defer cancel()

@@ -85,7 +85,9 @@ func newRoute(d Destination) (*route, error) {
 		}
 		r.header.Set(name, value)
 	}
-	r.header.Del(headerIDs)
+	for _, own := range []string{headerIDs, headerSW8, headerCorrelation} {
+		r.header.Del(own)
+	}
 	if err := d.OAuth2.check(); err != nil {
 		return nil, err
 	}
