@@ -107,7 +107,7 @@ func closing(path []string) string {
 // isPlain reports whether name is the same in JSON.
 func isPlain(name string) bool {
 	return !strings.ContainsFunc(name, func(r rune) bool {
-		return r < ' ' || r > '~' || strings.ContainsRune(`"\\<>&`, r)
+		return r < ' ' || r > '~' || strings.ContainsRune(`"\<>&`, r)
 	})
 }
 

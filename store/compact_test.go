@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -215,31 +214,5 @@ func TestKillCompaction(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(path + ".*"); len(left) > 0 {
 		t.Errorf("left: %v", left)
-	}
-}
-
-// cutting is a context that cuts a file off when it is asked for its error first, after the file was verified.
-type cutting struct {
-	context.Context
-	path string
-}
-
-func (c *cutting) Err() error {
-	if c.path != "" {
-		_ = os.Truncate(c.path, 0)
-		c.path = ""
-	}
-	return nil
-}
-
-// TestCompactOfWhatCannotBeRead has mapped pages go while they are looked at, as a disk that fails makes them.
-func TestCompactOfWhatCannotBeRead(t *testing.T) {
-	if runtime.GOOS == "windows" {
-		t.Skip("a mapped file can't be cut off there")
-	}
-	path, _ := drained(t)
-	_, err := store.Compact(&cutting{t.Context(), path}, path, store.CompactOptions{DryRun: true})
-	if !errors.Is(err, store.ErrCorrupt) || !strings.Contains(err.Error(), path) {
-		t.Errorf("error %v", err)
 	}
 }

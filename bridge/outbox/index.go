@@ -11,10 +11,7 @@ const chunkEntries = 512
 
 // index is a map of Seqs to items in 24 bytes for each, where a Go map takes twice that: Seqs ascend, so they are kept in
 // their order, in chunks. A chunk is copied when half of it is gone, so that what lasts longest keeps no memory of what came with it.
-type index struct {
-	chunks []chunk
-	n      int
-}
+type index struct{ chunks []chunk }
 
 // chunk holds entries in the order of their Seqs, those that are gone included. Its first and its last may be gone.
 type chunk struct {
@@ -31,9 +28,6 @@ type entry struct {
 const noTime = math.MinInt64
 
 func (e *entry) gone() bool { return e.queued == noTime }
-
-// len is how many Seqs have an item.
-func (x *index) len() int { return x.n }
 
 // find returns the chunk that seq belongs into, and where in it; ok is false if there is no entry.
 func (x *index) find(seq uint64) (c, at int, ok bool) {
@@ -73,10 +67,8 @@ func (x *index) set(seq uint64, it item) {
 		old := &x.chunks[c].entries[at]
 		if old.gone() {
 			x.chunks[c].alive++
-			x.n++
 		}
 		*old = e
-		return
 	case c == len(x.chunks), c == len(x.chunks)-1 && at == chunkEntries:
 		x.chunks = append(x.chunks, chunk{entries: []entry{e}, alive: 1})
 	default:
@@ -87,7 +79,6 @@ func (x *index) set(seq uint64, it item) {
 			x.split(c)
 		}
 	}
-	x.n++
 }
 
 // split makes two chunks of one that has grown too long in its middle.
@@ -112,7 +103,6 @@ func (x *index) delete(seq uint64) {
 	if !ok || x.chunks[c].entries[at].gone() {
 		return
 	}
-	x.n--
 	from := &x.chunks[c]
 	from.entries[at].item = item{queued: noTime}
 	from.alive--
