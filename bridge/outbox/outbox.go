@@ -122,6 +122,7 @@ type FullError struct {
 	Destination string // whose cap; empty: that of the whole outbox
 	Limit       int64  // in bytes
 	Used        int64  // in bytes, before the refused records
+	Wanted      int64  // in bytes, by the refused records; more than Limit: they never fit
 	Dead        int64  // how much of Used are dead letters
 	// Unflushed: it is not the disk space; more than Limit is waiting to be flushed because the disk is slow.
 	Unflushed bool
@@ -131,17 +132,21 @@ type FullError struct {
 }
 
 func (e *FullError) Error() string {
+	wanted := fmt.Sprintf("%d more are wanted", e.Wanted)
+	if e.Wanted > e.Limit {
+		wanted += ", which never fit"
+	}
 	switch {
 	case e.Unflushed:
 		return fmt.Sprintf("outbox is full: %d of %d bytes wait to be flushed, the disk is too slow", e.Used, e.Limit)
 	case e.Disk:
 		return fmt.Sprintf("outbox is full: %d bytes are free on the disk, where %d are to stay free", e.Free, e.Limit)
 	case e.Destination != "":
-		return fmt.Sprintf("outbox is full: destination %q uses %d of its %d bytes", e.Destination, e.Used, e.Limit)
+		return fmt.Sprintf("outbox is full: destination %q uses %d of its %d bytes, %s", e.Destination, e.Used, e.Limit, wanted)
 	case e.Dead > 0:
-		return fmt.Sprintf("outbox is full: %d of %d bytes used, %d of them by dead letters", e.Used, e.Limit, e.Dead)
+		return fmt.Sprintf("outbox is full: %d of %d bytes used, %d of them by dead letters, %s", e.Used, e.Limit, e.Dead, wanted)
 	}
-	return fmt.Sprintf("outbox is full: %d of %d bytes used", e.Used, e.Limit)
+	return fmt.Sprintf("outbox is full: %d of %d bytes used, %s", e.Used, e.Limit, wanted)
 }
 
 // Is reports whether target is ErrFull.
@@ -540,7 +545,7 @@ func (o *Outbox) passedCap(size int64, wasDead bool) *FullError {
 	}
 	// What was a dead letter is counted in the total already.
 	if limit := o.o.MaxBytes; !wasDead && limit > 0 && o.total.used()+size > limit {
-		return &FullError{Limit: limit, Used: o.total.used(), Dead: o.total.deadBytes}
+		return &FullError{Limit: limit, Used: o.total.used(), Wanted: size, Dead: o.total.deadBytes}
 	}
 	return nil
 }
@@ -548,7 +553,7 @@ func (o *Outbox) passedCap(size int64, wasDead bool) *FullError {
 // passedOwnCap is passedCap for the cap of one destination, and what is wanted of it.
 func (o *Outbox) passedOwnCap(a *account) *FullError {
 	if limit := o.caps.of(a.name).MaxBytes; limit > 0 && a.bytes+a.wanted > limit {
-		return &FullError{Destination: a.name, Limit: limit, Used: a.bytes}
+		return &FullError{Destination: a.name, Limit: limit, Used: a.bytes, Wanted: a.wanted}
 	}
 	return nil
 }

@@ -154,17 +154,17 @@ func TestCaps(t *testing.T) {
 		{
 			"all", outbox.Options{MaxBytes: 3 * size},
 			[][]outbox.Record{{to("a"), to("b")}, {to("a"), to("b")}},
-			outbox.FullError{Limit: 3 * size, Used: 2 * size}, "bytes used",
+			outbox.FullError{Limit: 3 * size, Used: 2 * size, Wanted: 2 * size}, fmt.Sprintf("bytes used, %d more are wanted", 2*size),
 		},
 		{
 			"one destination", outbox.Options{Caps: outbox.Caps{Of: map[string]outbox.Cap{"aenter": {MaxBytes: 2 * size}}}},
 			[][]outbox.Record{{to("a")}, {to("b"), to("b"), to("b")}, {to("b"), to("a"), to("b"), to("a")}},
-			outbox.FullError{Destination: "aenter", Limit: 2 * size, Used: size}, `destination "aenter" uses`,
+			outbox.FullError{Destination: "aenter", Limit: 2 * size, Used: size, Wanted: 2 * size}, `destination "aenter" uses`,
 		},
 		{
 			"one that never fits", outbox.Options{MaxBytes: size - 1},
 			[][]outbox.Record{{to("a")}},
-			outbox.FullError{Limit: size - 1}, "0 of ",
+			outbox.FullError{Limit: size - 1, Wanted: size}, fmt.Sprintf("%d more are wanted, which never fit", size),
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
