@@ -304,14 +304,14 @@ func TestOpenConfirms(t *testing.T) {
 // TestCompactedWhileFailed has the file compacted while it isn't open, and so not locked. It is sound, and not to be moved away.
 func TestCompactedWhileFailed(t *testing.T) {
 	d := &disk{path: filepath.Join(t.TempDir(), "s.db")}
-	s := openWith(t, d.path, store.Options{Buckets: []string{bucket}, OpenFile: d.open, ReopenAfter: 100 * time.Millisecond})
+	s := openWith(t, d.path, store.Options{Buckets: []string{bucket}, OpenFile: d.open, ReopenAfter: time.Second})
 	for i := range 50 {
 		wait(t, s.Write([]store.Op{put("a", fmt.Sprint(i))}))
 	}
 	d.fail(t)
 	failing(t, s, []store.Op{put("b", "1")})
 	var err error
-	for range 100 { // once the store has closed it
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) { // once the store has closed it
 		if _, err = compact(t, d.path, store.CompactOptions{}); err == nil {
 			break
 		}
