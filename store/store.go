@@ -110,6 +110,7 @@ type Store struct {
 	db      atomic.Pointer[bbolt.DB] // a closed one after a flush has failed, until the file is open again
 	file    fs.FileInfo              // of the file that was opened last
 	buckets []string
+	page    int64 // the file's page size, in bytes; the system's may be another
 	log     *slog.Logger
 	metrics *metrics
 
@@ -155,6 +156,7 @@ func Open(path string, o Options) (*Store, error) {
 		return nil, err
 	}
 	s.db.Store(db)
+	s.page = int64(db.Info().PageSize)
 	s.committer.flushed = flushed(db)
 	if s.metrics, err = newMetrics(o.Registerer, s); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: register metrics: %w", path, err), s.closeFile())
@@ -430,9 +432,8 @@ func (s *Store) Reusable() int64 {
 	if s.Err() != nil {
 		return 0
 	}
-	db := s.db.Load()
-	stats := db.Stats()
-	return int64(stats.FreePageN+stats.PendingPageN) * int64(os.Getpagesize())
+	stats := s.db.Load().Stats()
+	return int64(stats.FreePageN+stats.PendingPageN) * s.page
 }
 
 // Close flushes what was written, whether lazily or not, closes the file and makes every later Write fail. It waits for
