@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/go-resty/resty/v2"
@@ -54,9 +55,9 @@ const (
 
 // httpSender is the Sender of one destination, with connections of its own.
 type httpSender struct {
-	client *resty.Client
-	conns  *connections
-	tokens *tokens // nil: none are needed
+	requests sync.Pool // of *resty.Request, each of which is a dozen allocations
+	conns    *connections
+	tokens   *tokens // nil: none are needed
 }
 
 // senderOptions are what an httpSender is made of. Their zero is plain HTTP with
@@ -101,7 +102,9 @@ func newHTTPSender(o senderOptions) *httpSender {
 	})
 	// A client of our own: resty's brings a cookie jar.
 	client := &http.Client{Transport: conns, CheckRedirect: asItIs}
-	s := &httpSender{client: resty.NewWithClient(client), conns: conns}
+	of := resty.NewWithClient(client)
+	s := &httpSender{conns: conns}
+	s.requests.New = func() any { return of.R().SetDoNotParseResponse(true) }
 	if o.oauth != nil {
 		s.tokens = newTokens(o.ctx, *o.oauth, &http.Client{Transport: drained{conns}, CheckRedirect: asItIs})
 	}
@@ -148,9 +151,12 @@ func (s *httpSender) send(ctx context.Context, r *Request) Response {
 		r.Header[repeatable] = nil
 	}
 
-	req := s.client.R().SetContext(ctx).SetDoNotParseResponse(true).SetBody(bytes.NewReader(r.Body))
+	req := s.requests.Get().(*resty.Request)
 	req.Header = r.Header
-	res, err := req.Execute(r.Method, r.URL)
+	res, err := req.SetContext(ctx).SetBody(bytes.NewReader(r.Body)).Execute(r.Method, r.URL)
+	req.SetContext(context.Background()).SetBody(nil) // keeps alive nothing of this one
+	req.Header, req.RawRequest = nil, nil
+	s.requests.Put(req)
 	if err != nil {
 		return Response{Err: err, Own: isOwn(err)}
 	}
