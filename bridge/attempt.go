@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -121,7 +122,8 @@ func (s spans) end() {
 
 // headers are those of a request but for the trace context and the signature.
 func (r *route) headers(id, timestamp, number string) http.Header {
-	h := r.header.Clone()
+	h := make(http.Header, len(r.header)+5)
+	maps.Copy(h, r.header)                    // the values are shared: nobody changes them in place
 	values := []string{id, timestamp, number} // one allocation for all
 	h[headerID], h[headerTimestamp], h[headerAttempt] = values[0:1:1], values[1:2:2], values[2:3:3]
 	if r.def.IdempotencyKey {

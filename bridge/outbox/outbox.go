@@ -91,7 +91,7 @@ type Record struct {
 // A Ref is what is needed of a record to schedule it.
 type Ref struct {
 	Seq               uint64
-	Destination, Lane string // equal ones share their memory
+	Destination, Lane string // equal ones share their memory, save lanes of Append, which are the caller's
 	Ordered           bool
 	Published, Queued time.Time
 	Next              time.Time
@@ -451,7 +451,7 @@ func (o *Outbox) append(recs []Record, values [][]byte, from *redriven) (*Commit
 			Size:        recordSize(values[i]),
 		}
 		if r.Ordered {
-			ref.Lane = unique.Make(r.Lane).Value()
+			ref.Lane = r.Lane
 		}
 		ops = append(ops, store.Op{Bucket: recordsBucket, Key: key(r.Seq), Value: values[i]})
 		values[len(refs)], accounts[len(refs)] = values[i], accounts[i]
