@@ -100,7 +100,7 @@ func (b *bodyReader) template(n *yaml.Node, text string) template {
 		}
 		name := p.path[0].key
 		hint := didYouMean(name, b.program.roots)
-		if slices.Contains(knownColumns, name) {
+		if slices.Contains(b.program.columns(), name) {
 			hint = fmt.Sprintf("add %s to SELECT", name)
 		}
 		b.file.within(n, diagnostic{span: p.span, severity: Warning, name: "not-selected", message: fmt.Sprintf("%s is always undefined: the statement does not select it", quote(name)), hint: hint})

@@ -10,6 +10,7 @@ import (
 // once, each with an env of its own.
 type program struct {
 	filters []string // topic filters of FROM
+	events  eventSet // events of FROM
 	outputs []output
 	where   condFn // nil: always
 	// whereFirst: nobody can tell whether WHERE ran before SELECT, so that a
@@ -83,33 +84,13 @@ func (c *compiler) unsupported(at span, what string) {
 	c.fail(at, "not-supported-yet", "", "%s is not supported yet", what)
 }
 
-// events are the names of FROM that are not topics.
-var events = []string{
-	"$events/client/connected", "$events/client/disconnected", "$events/client/connack", "$events/client/ping",
-	"$events/session/subscribed", "$events/session/unsubscribed",
-	"$events/message/delivered", "$events/message/acked", "$events/message/dropped", "$events/message/delivery_dropped",
-	"$events/auth/check_authn_complete", "$events/auth/check_authz_complete",
-	"$events/sys/alarm_activated", "$events/sys/alarm_deactivated",
-	"$events/schema_validation/failed", "$events/message_transformation/failed",
-	"$events/client_connected", "$events/client_disconnected", "$events/client_connack", "$events/client_check_authn_complete",
-	"$events/client_check_authz_complete", "$events/session_subscribed", "$events/session_unsubscribed",
-	"$events/message_delivered", "$events/message_acked", "$events/message_dropped", "$events/delivery_dropped",
-	"$events/schema_validation_failed", "$events/message_transformation_failed",
-}
-
 func (c *compiler) from(st *statement) {
 	for _, s := range st.from {
 		switch {
-		case s.name == "$events/message_publish":
-			c.fail(s.span, "unknown-event", "select from the topic instead", "%s cannot be selected from", quote(s.name))
-		case strings.HasPrefix(s.name, "$events/"):
-			if slices.Contains(events, s.name) || strings.ContainsAny(s.name, "+#") {
-				c.unsupported(s.span, "event "+quote(s.name))
-			} else {
-				c.fail(s.span, "unknown-event", didYouMean(s.name, events), "unknown event %s", quote(s.name))
-			}
+		case strings.HasPrefix(s.name, eventPrefix):
+			c.fromEvent(s)
 		case strings.HasPrefix(s.name, "$bridges/"), strings.HasPrefix(s.name, "$sources/"):
-			c.unsupported(s.span, "source "+quote(s.name))
+			c.fail(s.span, "unsupported-source", "", "source %s is not supported", quote(s.name))
 		default:
 			if wrong := checkFilter(s.name); wrong != "" {
 				c.fail(s.span, "bad-topic-filter", "", "%s: %s", quote(s.name), wrong)
@@ -236,7 +217,8 @@ func (c *compiler) mayDiffer(r *ref) bool {
 
 func (c *compiler) checkName(r *ref) {
 	root := r.root()
-	if slices.Contains(knownColumns, root.key) || slices.Contains(c.roots, root.key) {
+	columns := c.columns()
+	if slices.Contains(columns, root.key) || slices.Contains(c.roots, root.key) {
 		return
 	}
 	if root.quoted {
@@ -244,7 +226,7 @@ func (c *compiler) checkName(r *ref) {
 		c.warn(root.span, "double-quoted-value", hint, "no column is called %s", quote(root.key))
 		return
 	}
-	hint := didYouMean(root.key, slices.Concat(c.roots, knownColumns))
+	hint := didYouMean(root.key, slices.Concat(c.roots, columns))
 	if strings.EqualFold(root.key, "null") {
 		hint = "there is no literal NULL: is_null(x) and is_null_var(x) ask for it, null() is undefined"
 	}

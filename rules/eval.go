@@ -18,7 +18,8 @@ import (
 //
 // The keys of the event are columns, save that payload_base64 is the payload's
 // bytes and retain becomes flags.retain. A column that is not given is undefined.
-// If a topic is given, the FROM clause must match it. now is the clock; nil is
+// If a topic is given, the FROM clause must match it; if event is, an event's name as
+// that column has it or as FROM does, the FROM clause must select from it. now is the clock; nil is
 // time.Now.
 func Eval(line []byte, now func() time.Time) []byte {
 	if now == nil {
@@ -65,7 +66,12 @@ func compileAlone(sql string) (p *program, failed string) {
 
 func (p *program) eval(columns *object, payload []byte, template value, now func() time.Time) []byte {
 	no := objectOf(&object{members: []member{{"matched", boolean(false)}}})
-	if topic := columns.lookup("topic"); topic.kind == kindString && !p.selectsFrom(topic.s) {
+	kind, isEvent, err := eventAsked(columns)
+	if err != nil {
+		return answerError("request", err.Error())
+	}
+	topic := columns.lookup("topic")
+	if isEvent && !p.events.has(kind) || !isEvent && topic.kind == kindString && !p.selectsFrom(topic.s) {
 		return appendJSON(nil, no)
 	}
 	e := &env{now: now}

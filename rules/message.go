@@ -116,8 +116,14 @@ func (m *Message) properties() *object {
 	if len(m.CorrelationData) > 0 {
 		o.set("Correlation-Data", str(string(m.CorrelationData)))
 	}
+	setUserProperties(o, m.UserProperties)
+	return o
+}
+
+// setUserProperties adds User-Property, and User-Property-Pairs if there are any.
+func setUserProperties(o *object, all [][2]string) {
 	user, pairs := &object{}, []value{}
-	for _, p := range m.UserProperties {
+	for _, p := range all {
 		user.set(p[0], str(p[1]))
 		pairs = append(pairs, objectOf(&object{members: []member{{"key", str(p[0])}, {"value", str(p[1])}}}))
 	}
@@ -125,5 +131,4 @@ func (m *Message) properties() *object {
 	if len(pairs) > 0 {
 		o.set("User-Property-Pairs", listOf(pairs))
 	}
-	return o
 }

@@ -16,6 +16,7 @@ type Set struct {
 	rules        []*Rule
 	destinations []Destination
 	index        *topicIndex
+	byEvent      [EventKinds][]*Rule
 	secrets      map[secretRef]string
 	envs         sync.Pool // of *env
 }
@@ -27,7 +28,7 @@ func newSet(generation string, rules []*Rule, destinations []Destination) *Set {
 			enabled = append(enabled, r)
 		}
 	}
-	s := &Set{generation: generation, rules: rules, destinations: destinations, index: newTopicIndex(enabled)}
+	s := &Set{generation: generation, rules: rules, destinations: destinations, index: newTopicIndex(enabled), byEvent: rulesByEvent(enabled)}
 	s.envs.New = func() any { return &env{now: time.Now} }
 	return s
 }
@@ -81,7 +82,8 @@ func (r *Rule) Filter(topic string) string {
 	return best
 }
 
-// Filters are the topic filters of the rule's FROM clause.
+// Filters are the topic filters of the rule's FROM clause. One that selects from
+// events alone has none.
 func (r *Rule) Filters() []string { return r.filters }
 
 // Outcomes counts how the rule fared. A rule keeps its counters over a reload.
@@ -227,12 +229,14 @@ type Delivery struct {
 
 // Match runs the candidates on a message and answers those that fired, in the
 // order of cands. A rule that fails is counted and has not fired.
-func (s *Set) Match(cands []*Rule, m *Message) []Match {
+func (s *Set) Match(cands []*Rule, m *Message) []Match { return s.match(cands, m, m.Payload) }
+
+func (s *Set) match(cands []*Rule, of row, payload []byte) []Match {
 	if len(cands) == 0 {
 		return nil
 	}
 	e := s.envs.Get().(*env)
-	e.reset(m, m.Payload)
+	e.reset(of, payload)
 	var matches []Match
 	for _, r := range cands {
 		e.start(r.Name)
