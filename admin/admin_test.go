@@ -234,6 +234,7 @@ func TestOutbox(t *testing.T) {
 	queued := bridge.Entry{DeadLetter: bridge.DeadLetter{Record: bridge.Record{
 		Seq: 1, ID: "a", Rule: "hard-brake", Destination: "center", Lane: "v7", Ordered: true, Body: []byte(`{"x":1}`),
 		Topic: "t", ClientID: "v7", Published: published, TraceID: "trace",
+		Path: "/v7", Query: "q=1", Headers: []bridge.Header{{Name: "X-Key", Value: "\x00 \xffV7"}},
 	}}}
 	dead := bridge.Entry{Dead: true, DeadLetter: bridge.DeadLetter{Record: bridge.Record{Seq: 2, ID: "b", Body: []byte{0xff}}, Reason: "poison", Status: 400}}
 	f := &fakeOutbox{entries: []bridge.Entry{queued, dead}}
@@ -255,7 +256,8 @@ func TestOutbox(t *testing.T) {
 	if len(l.Records) != 2 || l.More || l.Records[0].State != "queued" || l.Records[1].State != "dead" || l.Records[1].Status != 400 {
 		t.Errorf("listing %+v", l)
 	}
-	if r := l.Records[0]; r.Body != "" || r.Bytes != 7 || *r.Lane != "v7" || !r.Published.Equal(published) || r.TraceID != "trace" {
+	if r := l.Records[0]; r.Body != "" || r.Bytes != 7 || *r.Lane != "v7" || !r.Published.Equal(published) || r.TraceID != "trace" ||
+		r.Path != "/v7" || r.Query != "q=1" || !reflect.DeepEqual(r.Headers, []admin.Header{{Name: "X-Key"}}) {
 		t.Errorf("record %+v", r)
 	}
 	list("/api/v1/outbox?limit=1")
@@ -263,7 +265,7 @@ func TestOutbox(t *testing.T) {
 		t.Errorf("listing with limit 1: %+v", l)
 	}
 	list("/api/v1/outbox/a")
-	if len(l.Records) != 1 || l.Records[0].Body != `{"x":1}` {
+	if len(l.Records) != 1 || l.Records[0].Body != `{"x":1}` || l.Records[0].Headers[0].Value != "[redacted] \uFFFDV7" {
 		t.Errorf("shown: %+v", l)
 	}
 	list("/api/v1/outbox/b")

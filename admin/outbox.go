@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -37,6 +38,12 @@ type Record struct {
 	Generation  string    `json:"rules_generation"`
 	Bytes       int       `json:"body_bytes"`
 
+	// Path, Query and Headers are what was rendered of the request beside its body. Header values are there when one record
+	// is shown, with [redacted] where a secret goes, which is not stored.
+	Path    string   `json:"path,omitempty"`
+	Query   string   `json:"query,omitempty"`
+	Headers []Header `json:"headers,omitempty"`
+
 	Reason string    `json:"reason,omitempty"` // why it is dead
 	Buried time.Time `json:"buried,omitzero"`
 	Status int       `json:"status,omitempty"` // of the last answer
@@ -46,6 +53,12 @@ type Record struct {
 	BodyBase64     []byte `json:"body_base64,omitempty"`
 	Response       string `json:"response,omitempty"`
 	ResponseBase64 []byte `json:"response_base64,omitempty"`
+}
+
+// Header is one that was rendered for a record.
+type Header struct {
+	Name  string `json:"name"`
+	Value string `json:"value,omitempty"`
 }
 
 // Listing is an answer with several records.
@@ -94,7 +107,14 @@ func record(e bridge.Entry, whole bool) Record {
 		ID: e.ID, State: "queued", Seq: e.Seq, Rule: e.Rule, Destination: e.Destination,
 		Topic: e.Topic, ClientID: e.ClientID, Published: e.Published.UTC(),
 		Attempts: e.Attempts, LastError: e.LastError, TraceID: e.TraceID, Generation: e.Generation,
-		Bytes: len(e.Body), Reason: e.Reason, Status: e.Status,
+		Bytes: len(e.Body), Path: e.Path, Query: e.Query, Reason: e.Reason, Status: e.Status,
+	}
+	for _, h := range e.Headers {
+		shown := Header{Name: h.Name}
+		if whole {
+			shown.Value = strings.ToValidUTF8(strings.ReplaceAll(h.Value, "\x00", "[redacted]"), "\uFFFD")
+		}
+		r.Headers = append(r.Headers, shown)
 	}
 	if e.Ordered {
 		r.Lane = &e.Lane

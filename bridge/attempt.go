@@ -26,6 +26,9 @@ const (
 	headerAttempt     = "X-Throughline-Attempt"
 	headerSW8         = "Sw8"
 	headerCorrelation = "Sw8-Correlation"
+
+	headerIdempotency   = "Idempotency-Key"
+	headerAuthorization = "Authorization"
 )
 
 // attempted is what an attempt came to.
@@ -51,6 +54,9 @@ func (f *forwarder) attempt(r *route, rec *Record) attempted {
 
 	id := r.webhookID(rec.ID)
 	header := r.headers(id, timestamp, number)
+	if len(rec.Headers) > 0 {
+		f.addRendered(header, r, rec)
+	}
 	if r.def.TraceHeaders {
 		a.carrier = carrierHeaders
 		header[headerSW8] = []string{carrier.SW8}
@@ -58,7 +64,10 @@ func (f *forwarder) attempt(r *route, rec *Record) attempted {
 			header[headerCorrelation] = []string{carrier.Correlation}
 		}
 	}
-	body, place := r.place(rec.Body, carrier)
+	body, place := []byte(nil), blocked
+	if !r.bodiless {
+		body, place = r.place(rec.Body, carrier)
+	}
 	if place != blocked {
 		a.carrier = carrierBody
 	}
@@ -73,7 +82,7 @@ func (f *forwarder) attempt(r *route, rec *Record) attempted {
 		}
 	}
 
-	a.res = f.send(r, header, id, timestamp, body)
+	a.res = f.send(r, &Request{Method: r.method, URL: r.urlOf(rec), Header: header, Body: body}, id, timestamp)
 	s.answered(a.res)
 	return a
 }
@@ -99,7 +108,7 @@ func (f *forwarder) startSpans(r *route, rec *Record, number string, now time.Ti
 		Layer:     tracectx.LayerHTTP,
 		Component: componentGoHTTP,
 	})
-	exit.Tag("url", r.safeURL)
+	exit.Tag("url", r.safeURLOf(rec))
 	exit.Tag("http.method", r.method)
 	return spans{local: local, exit: exit}
 }
@@ -127,19 +136,19 @@ func (r *route) headers(id, timestamp, number string) http.Header {
 	values := []string{id, timestamp, number} // one allocation for all
 	h[headerID], h[headerTimestamp], h[headerAttempt] = values[0:1:1], values[1:2:2], values[2:3:3]
 	if r.def.IdempotencyKey {
-		h["Idempotency-Key"] = values[0:1:1]
+		h[headerIdempotency] = values[0:1:1]
 	}
 	return h
 }
 
 // send signs a request and sends it.
-func (f *forwarder) send(r *route, header http.Header, id, timestamp string, body []byte) Response {
+func (f *forwarder) send(r *route, req *Request, id, timestamp string) Response {
 	if len(r.def.SigningKeys) > 0 {
-		header[headerSignature] = []string{signature(r.def.SigningKeys, id, timestamp, body)}
+		req.Header[headerSignature] = []string{signature(r.def.SigningKeys, id, timestamp, req.Body)}
 	}
 	limited, cancel := context.WithTimeout(f.bridge.ctx, r.timeout)
 	defer cancel()
-	res := r.sender.Send(limited, &Request{Method: r.method, URL: r.url, Header: header, Body: body})
+	res := r.sender.Send(limited, req)
 	f.unauthorized(res)
 	return res
 }

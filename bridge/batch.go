@@ -131,11 +131,13 @@ func (f *forwarder) fit(r *route, n int, res Response) {
 	}
 }
 
-// joins reports whether a record with this body can be in a batch with others: it
-// is JSON, and its trace context, if it would else go in the headers, has its
-// place in there. With one that is not UTF-8 strict parsers would refuse all.
-func (r *route) joins(body []byte) bool {
-	if !utf8.Valid(body) {
+// joins reports whether a record can be in a batch with others: nothing but the
+// body is its own, that is JSON, and its trace context, if it would else go in the
+// headers, has its place in there. With one that is not UTF-8 strict parsers would
+// refuse all.
+func (r *route) joins(rec *Record) bool {
+	body := rec.Body
+	if isRendered(rec) || !utf8.Valid(body) {
 		return false
 	}
 	if r.sw8 == nil || !r.def.TraceHeaders {
@@ -229,7 +231,7 @@ func (f *forwarder) fill(b *batch) (n int) {
 		e.rec.Attempts = int(e.p.attempts) // what is stored may lag behind
 		e.size = len(e.rec.Body)
 		e.id = b.route.webhookID(e.rec.ID)
-		if e.p.alone = !b.route.joins(e.rec.Body); e.p.alone && n > 0 {
+		if e.p.alone = !b.route.joins(&e.rec); e.p.alone && n > 0 {
 			stays[e.lane] = true
 			e.rec = Record{} // its body is in no bound
 			continue
@@ -325,7 +327,7 @@ func (f *forwarder) post(b *batch, first *element, n int) (res Response, id stri
 	}
 	header.Set(headerIDs, strings.Join(ids, ","))
 	f.meters.batch.Observe(float64(n))
-	res = f.send(r, header, id, timestamp, body)
+	res = f.send(r, &Request{Method: r.method, URL: r.url, Header: header, Body: body}, id, timestamp)
 	for _, e := range b.elements {
 		if e.sent {
 			e.spans.answered(res)

@@ -28,6 +28,8 @@ import (
 type (
 	// Record is one delivery that is owed.
 	Record = outbox.Record
+	// Header is one that was rendered for a record.
+	Header = outbox.Header
 	// Ref is what is known of a record that waits.
 	Ref = outbox.Ref
 	// DeadLetter is a record that was given up.
@@ -72,11 +74,16 @@ type Queue interface {
 
 // Destination is where records go. It is not changed once it was handed over.
 type Destination struct {
-	Name, URL, Method string // Method "" is POST
+	Name, URL string
+	// Method is that of all requests; "": POST. With GET and DELETE there is no body.
+	Method string
 	// Headers go with every attempt. They can't replace webhook-id,
 	// webhook-timestamp, X-Throughline-Attempt, X-Throughline-Ids and the trace headers, nor what
 	// SigningKeys and IdempotencyKey ask for.
 	Headers map[string]string
+	// HeaderSecrets are the secrets that belong into a header of a record, by its
+	// canonical name: the first in the place of its first NUL, and so on.
+	HeaderSecrets map[string][]string
 	// TraceBody says where in the JSON body the trace context goes.
 	TraceBody TraceFields
 	// TraceHeaders sends the trace context as headers too.

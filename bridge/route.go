@@ -20,6 +20,8 @@ type route struct {
 	method      string
 	url         string // as called
 	safeURL     string // as told to the trace: no credentials, no query
+	base, query string // of the url; base has no slash at its end
+	bodiless    bool   // the method has no body
 	peer        string // host:port, the port always there
 	operation   string // of the exit span
 	header      http.Header
@@ -54,6 +56,8 @@ func newRoute(d Destination) (*route, error) {
 		def:         d,
 		method:      method,
 		url:         d.URL,
+		query:       u.RawQuery,
+		bodiless:    method == http.MethodGet || method == http.MethodDelete,
 		safeURL:     (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String(),
 		peer:        net.JoinHostPort(u.Hostname(), port),
 		header:      http.Header{},
@@ -69,8 +73,14 @@ func newRoute(d Destination) (*route, error) {
 	if d.Batch.Max < 0 || d.Batch.Max > MaxBatch {
 		return nil, fmt.Errorf("a batch has %d records at most, not %d", MaxBatch, d.Batch.Max)
 	}
+	if r.bodiless && d.Batch.Max > 1 {
+		return nil, fmt.Errorf("a batch needs a body, and %s has none", method)
+	}
+	r.base = strings.TrimRight(r.safeURL, "/")
 	r.operation = r.method + ":" + orDefault(u.EscapedPath(), "/")
-	r.header.Set("Content-Type", "application/json")
+	if !r.bodiless {
+		r.header.Set("Content-Type", "application/json")
+	}
 	r.header.Set("User-Agent", "throughline")
 	r.header.Set("Accept", "application/json") // what resty would say, after a look at Content-Type in each request
 	if slices.ContainsFunc(d.SigningKeys, func(k []byte) bool { return len(k) == 0 }) {
@@ -95,7 +105,7 @@ func newRoute(d Destination) (*route, error) {
 		if strings.Contains(d.Basic.Username, ":") {
 			return nil, errors.New("a username for basic has no colon")
 		}
-		r.header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(d.Basic.Username+":"+d.Basic.Password)))
+		r.header.Set(headerAuthorization, "Basic "+base64.StdEncoding.EncodeToString([]byte(d.Basic.Username+":"+d.Basic.Password)))
 	}
 	return r, nil
 }

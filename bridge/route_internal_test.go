@@ -19,6 +19,7 @@ func TestRouteCredentials(t *testing.T) {
 	}{
 		{"colon", "has no colon", Destination{URL: "https://center.example/", Basic: &BasicAuth{"a:b", "c"}}},
 		{"token url", "token_url: url scheme", Destination{URL: "https://center.example/", OAuth2: &OAuth2{TokenURL: "ftp://idp.example/"}}},
+		{"batches without a body", "GET has none", Destination{URL: "http://center.example/", Method: "GET", Batch: Batch{Max: 2}}},
 		{"tls without https", "tls is for https alone", Destination{URL: "http://center.example/", TLS: TLS{CAFile: "ca.pem"}}},
 	} {
 		if _, err := newRoute(tt.d); err == nil || !strings.Contains(err.Error(), tt.want) {

@@ -29,7 +29,7 @@ type Sender interface {
 type Request struct {
 	Method, URL string
 	Header      http.Header // the sender's from here on
-	Body        []byte      // not changed by the sender
+	Body        []byte      // not changed by the sender; nil: there is none
 }
 
 // Response is what came back.
@@ -153,7 +153,10 @@ func (s *httpSender) send(ctx context.Context, r *Request) Response {
 
 	req := s.requests.Get().(*resty.Request)
 	req.Header = r.Header
-	res, err := req.SetContext(ctx).SetBody(bytes.NewReader(r.Body)).Execute(r.Method, r.URL)
+	if r.Body != nil {
+		req.SetBody(bytes.NewReader(r.Body))
+	}
+	res, err := req.SetContext(ctx).Execute(r.Method, r.URL)
 	req.SetContext(context.Background()).SetBody(nil) // keeps alive nothing of this one
 	req.Header, req.RawRequest = nil, nil
 	s.requests.Put(req)

@@ -23,7 +23,10 @@ import (
 // uvarint, and times are a byte (0: the zero time) and, unless that is 0, nanoseconds since 1970 as 8 bytes.
 const (
 	frameVersion = 1
-	frameSize    = 1 + 4 + 4 + 4
+	// requestVersion is that of a record with more of a request than its body. One without keeps the version before, so that
+	// it costs nothing and a broker of that version reads it.
+	requestVersion = 2
+	frameSize      = 1 + 4 + 4 + 4
 
 	flagOrdered = 1 << 0
 )
@@ -34,9 +37,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 var errDamaged = fmt.Errorf("%w value", store.ErrCorrupt)
 
 // seal completes a frame: v holds frameSize bytes of room, then the header.
-func seal(v, tail []byte) []byte {
+func seal(version byte, v, tail []byte) []byte {
 	header := v[frameSize:]
-	v[0] = frameVersion
+	v[0] = version
 	binary.BigEndian.PutUint32(v[1:], uint32(len(header)))
 	binary.BigEndian.PutUint32(v[5:], crc32.Checksum(tail, castagnoli))
 	binary.BigEndian.PutUint32(v[9:], headerSum(v[:9], header))
@@ -47,15 +50,15 @@ func headerSum(prefix, header []byte) uint32 {
 	return crc32.Update(crc32.Checksum(prefix, castagnoli), castagnoli, header)
 }
 
-// unseal splits a frame and checks its header. The tail is checked by tailIntact.
-func unseal(v []byte) (header, tail []byte, err error) {
+// unseal splits a frame of a version up to newest and checks its header. The tail is checked by tailIntact.
+func unseal(newest byte, v []byte) (header, tail []byte, err error) {
 	if len(v) == 0 {
 		return nil, nil, errDamaged
 	}
-	if v[0] > frameVersion {
-		return nil, nil, fmt.Errorf("format %d of a newer version, this one reads up to %d", v[0], frameVersion)
+	if v[0] > newest {
+		return nil, nil, fmt.Errorf("format %d of a newer version, this one reads up to %d", v[0], newest)
 	}
-	if v[0] != frameVersion || len(v) < frameSize {
+	if v[0] < frameVersion || len(v) < frameSize {
 		return nil, nil, errDamaged
 	}
 	n := uint64(binary.BigEndian.Uint32(v[1:]))
@@ -90,12 +93,36 @@ func encodeRecord(r *Record) []byte {
 	for _, s := range []string{r.Destination, r.Lane, r.ID, r.Rule, r.Generation, r.Topic, r.ClientID, r.SW8, r.Correlation, r.TraceID} {
 		v = appendString(v, s)
 	}
-	return seal(v, r.Body)
+	if r.Path == "" && r.Query == "" && len(r.Headers) == 0 {
+		return seal(frameVersion, v, r.Body)
+	}
+	return seal(requestVersion, appendRequest(v, r), r.Body)
+}
+
+// appendRequest appends what the request has beside its body.
+func appendRequest(v []byte, r *Record) []byte {
+	v = appendString(appendString(v, r.Path), r.Query)
+	v = binary.AppendUvarint(v, uint64(len(r.Headers)))
+	for _, h := range r.Headers {
+		v = appendString(appendString(v, h.Name), h.Value)
+	}
+	return v
+}
+
+func decodeRequest(d *decoder[string], r *Record) {
+	r.Path, r.Query = d.text(), d.text()
+	for range d.int() {
+		h := Header{Name: d.text(), Value: d.text()}
+		if d.bad {
+			return
+		}
+		r.Headers = append(r.Headers, h)
+	}
 }
 
 // decodeRecord is the inverse of encodeRecord. The body is a part of v.
 func decodeRecord(v []byte) (Record, error) {
-	header, tail, err := unseal(v)
+	header, tail, err := unseal(requestVersion, v)
 	if err != nil {
 		return Record{}, err
 	}
@@ -108,6 +135,9 @@ func decodeRecord(v []byte) (Record, error) {
 	for _, s := range []*string{&r.Destination, &r.Lane, &r.ID, &r.Rule, &r.Generation, &r.Topic, &r.ClientID, &r.SW8, &r.Correlation, &r.TraceID} {
 		*s = d.text()
 	}
+	if v[0] >= requestVersion {
+		decodeRequest(&d, &r)
+	}
 	return r, d.end()
 }
 
@@ -119,7 +149,7 @@ type refHeader struct {
 }
 
 func decodeRefHeader(v []byte) (refHeader, error) {
-	header, _, err := unseal(v)
+	header, _, err := unseal(requestVersion, v)
 	if err != nil {
 		return refHeader{}, err
 	}
@@ -153,11 +183,11 @@ func encodeState(s deliveryState) []byte {
 	v = binary.AppendUvarint(v, uint64(s.attempts))
 	v = appendTime(v, s.next)
 	v = appendString(v, s.lastError)
-	return seal(v, nil)
+	return seal(frameVersion, v, nil)
 }
 
 func decodeState(v []byte) (deliveryState, error) {
-	header, tail, err := unseal(v)
+	header, tail, err := unseal(frameVersion, v)
 	if err != nil {
 		return deliveryState{}, err
 	}
@@ -179,12 +209,12 @@ func encodeDead(d *DeadLetter, record []byte) []byte {
 	v = appendString(v, d.Reason)
 	v = appendString(v, d.LastError)
 	v = appendString(v, d.Response)
-	return seal(v, record)
+	return seal(frameVersion, v, record)
 }
 
 // decodeDead is the inverse of encodeDead. The slices of the dead letter are its own or parts of v.
 func decodeDead(v []byte) (DeadLetter, error) {
-	header, tail, err := unseal(v)
+	header, tail, err := unseal(frameVersion, v)
 	if err != nil {
 		return DeadLetter{}, err
 	}
@@ -203,7 +233,7 @@ func decodeDead(v []byte) (DeadLetter, error) {
 
 // deadDestination names the destination of a dead letter without reading its body.
 func deadDestination(v []byte) (string, error) {
-	_, tail, err := unseal(v)
+	_, tail, err := unseal(frameVersion, v)
 	if err != nil {
 		return "", err
 	}

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"testing"
 	"time"
@@ -18,16 +19,21 @@ func FuzzDecode(f *testing.F) {
 	when := time.Date(2026, 3, 1, 12, 0, 0, 5, time.UTC)
 	record := encodeRecord(&Record{ID: "i", Rule: "r", Destination: "d", Lane: "l", Ordered: true, Body: []byte("b"), Published: when, SW8: "s"})
 	dead := encodeDead(&DeadLetter{Reason: "r", Buried: when, Status: 400, Response: []byte("no"), Record: Record{Attempts: 3}}, record)
-	for _, v := range [][]byte{record, dead, encodeState(deliveryState{attempts: 2, next: when, lastError: "e"})} {
-		header, tail, err := unseal(v)
+	request := encodeRecord(&Record{ID: "i", Destination: "d", Path: "/p", Query: "q=1", Headers: []Header{{"A", "b"}, {"C", "\x00"}}, Body: []byte("b")})
+	for _, v := range [][]byte{record, request, dead, encodeState(deliveryState{attempts: 2, next: when, lastError: "e"})} {
+		header, tail, err := unseal(requestVersion, v)
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(header, tail)
+		f.Add(v[0] == requestVersion, header, tail)
 	}
-	f.Add([]byte{}, []byte{})
-	f.Fuzz(func(t *testing.T, header, tail []byte) {
-		v := seal(append(make([]byte, frameSize), header...), tail)
+	f.Add(false, []byte{}, []byte{})
+	f.Fuzz(func(t *testing.T, withRequest bool, header, tail []byte) {
+		version := byte(frameVersion)
+		if withRequest {
+			version = requestVersion
+		}
+		v := seal(version, append(make([]byte, frameSize), header...), tail)
 		if r, err := decodeRecord(v); err == nil {
 			if again, err := decodeRecord(encodeRecord(&r)); err != nil || !cmp.Equal(r, again) {
 				t.Errorf("record: error %v, diff %s", err, cmp.Diff(r, again))
@@ -77,15 +83,40 @@ func FuzzDecodeRaw(f *testing.F) {
 }
 
 func TestUnseal(t *testing.T) {
-	v := seal(append(make([]byte, frameSize), "header"...), []byte("tail"))
+	v := seal(frameVersion, append(make([]byte, frameSize), "header"...), []byte("tail"))
 	newer := bytes.Clone(v)
 	newer[0] = frameVersion + 1
-	if _, _, err := unseal(newer); err == nil || errors.Is(err, store.ErrCorrupt) {
+	if _, _, err := unseal(frameVersion, newer); err == nil || errors.Is(err, store.ErrCorrupt) {
 		t.Errorf("a newer version: %v", err)
 	}
 	for n := range len(v) - len("tail") {
-		if _, _, err := unseal(v[:n]); !errors.Is(err, store.ErrCorrupt) {
+		if _, _, err := unseal(frameVersion, v[:n]); !errors.Is(err, store.ErrCorrupt) {
 			t.Errorf("cut to %d bytes: %v", n, err)
+		}
+	}
+}
+
+// TestRecordVersions: a record without a request of its own is as it was before there were any, byte for byte, and one with
+// them is a newer one to a broker from before.
+func TestRecordVersions(t *testing.T) {
+	r := Record{ID: "i", Rule: "r", Destination: "d", Lane: "l", Ordered: true, Body: []byte("b"), Published: time.Unix(0, 5).UTC(), SW8: "s"}
+	const before = "010000001ad280b0c46019f4a301010000000000000005000164016c016901720000000173000062"
+	if got := hex.EncodeToString(encodeRecord(&r)); got != before {
+		t.Errorf("record %s, want %s", got, before)
+	}
+	for _, h := range []Record{{Path: "/p"}, {Query: "q"}, {Headers: []Header{{"A", ""}}}} {
+		with := r
+		with.Path, with.Query, with.Headers = h.Path, h.Query, h.Headers
+		v := encodeRecord(&with)
+		if _, _, err := unseal(frameVersion, v); err == nil || errors.Is(err, store.ErrCorrupt) {
+			t.Errorf("%+v to a broker from before: %v", h, err)
+		}
+		if _, err := decodeState(v); err == nil {
+			t.Errorf("%+v is taken for something else", h)
+		}
+		got, err := decodeRecord(v)
+		if err != nil || !cmp.Equal(with, got) {
+			t.Errorf("error %v, -want +got\n%s", err, cmp.Diff(with, got))
 		}
 	}
 }

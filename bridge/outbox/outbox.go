@@ -70,6 +70,9 @@ type Record struct {
 	Lane        string // with Ordered: records of the same lane are sent one after the other
 	Ordered     bool   // false: no lane
 	Body        []byte
+	// Path, Query and Headers are what the request has beside what its destination's definition says: nothing, mostly.
+	Path, Query string // escaped
+	Headers     []Header
 	Topic       string
 	ClientID    string
 	Published   time.Time // zero: Append sets it to now
@@ -87,6 +90,10 @@ type Record struct {
 	// Dropped: Append didn't store it, since its destination is full and has Cap.Drop. Set by Append.
 	Dropped bool
 }
+
+// A Header is one that goes with a record. A NUL in its value, which no header can have, is the place of a secret, so that none
+// is on disk; whoever sends the record knows which.
+type Header struct{ Name, Value string }
 
 // A Ref is what is needed of a record to schedule it.
 type Ref struct {

@@ -30,7 +30,8 @@ var noon = time.Date(2026, 3, 1, 12, 0, 0, 123, time.UTC)
 func whole() outbox.Record {
 	return outbox.Record{
 		ID: "id-1", Rule: "hard-brake", Generation: "0123456789ab", Destination: "center",
-		Lane: "v7", Ordered: true, Body: []byte(`{"vin":"V7"}`), Topic: "fleet/v7/telemetry", ClientID: "v7",
+		Lane: "v7", Ordered: true, Body: []byte(`{"vin":"V7"}`), Path: "/v7", Query: "q=a+b",
+		Headers: []outbox.Header{{Name: "X-Vin", Value: "V7"}, {Name: "X-Key", Value: "\x00-V7"}}, Topic: "fleet/v7/telemetry", ClientID: "v7",
 		Published: noon, SW8: "1-a-b-0-c-d-e-f", Correlation: "a2V5:dmFs", TraceID: "trace-1",
 	}
 }

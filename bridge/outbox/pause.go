@@ -69,11 +69,11 @@ func encodePause(p Pause) []byte {
 	v = appendTime(v, p.Since)
 	v = appendString(v, p.Reason)
 	v = appendString(v, p.Of)
-	return seal(v, nil)
+	return seal(frameVersion, v, nil)
 }
 
 func decodePause(v []byte) (Pause, error) {
-	header, tail, err := unseal(v)
+	header, tail, err := unseal(frameVersion, v)
 	if err != nil {
 		return Pause{}, err
 	}

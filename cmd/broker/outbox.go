@@ -99,7 +99,7 @@ func outboxList(ctx context.Context, c *cli, args []string) int {
 		if r.LastError != "" {
 			why = strings.TrimPrefix(why+": "+r.LastError, ": ")
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%v\t%d\t%s\t%s\n", printable(r.ID), r.State, r.Rule, r.Destination,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%v\t%d\t%s\t%s\n", printable(r.ID), r.State, r.Rule, r.Destination+printable(target(r)),
 			time.Since(r.Published).Round(time.Second), r.Attempts, printable(r.TraceID), printable(why))
 	}
 	if err := w.Flush(); err != nil {
@@ -110,6 +110,19 @@ func outboxList(ctx context.Context, c *cli, args []string) int {
 	}
 	c.tellPaused(l.Paused)
 	return exitOK
+}
+
+// target is where a record goes in its destination, cut to what a table has room for.
+func target(r admin.Record) string {
+	const most = 48
+	t := r.Path
+	if r.Query != "" {
+		t += "?" + r.Query
+	}
+	if len(t) > most {
+		t = t[:most] + "..."
+	}
+	return t
 }
 
 func outboxShow(ctx context.Context, c *cli, args []string) int {
@@ -173,6 +186,11 @@ func showRecord(out io.Writer, r admin.Record) {
 	}
 	row("trace", r.TraceID)
 	row("rule set", r.Generation)
+	row("path", r.Path)
+	row("query", r.Query)
+	for _, h := range r.Headers {
+		row("header", h.Name+": "+h.Value)
+	}
 	row("body", r.Body)
 	if len(r.BodyBase64) > 0 {
 		row("body", strconv.Itoa(len(r.BodyBase64))+" bytes that are no text")
