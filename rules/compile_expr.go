@@ -1,9 +1,6 @@
 package rules
 
-import (
-	"errors"
-	"fmt"
-)
+import "errors"
 
 // value compiles an expression.
 func (c *compiler) value(x expr) evalFn {
@@ -246,19 +243,15 @@ func (c *compiler) call(x *call) evalFn {
 	args := c.values(x.args)
 	f, ok := functions[x.name]
 	switch {
-	case !ok && isPlanned(x.name):
-		c.fail(x.nameAt, "not-supported-yet", "", "function %s is not supported yet", quote(x.name))
-		return undefined
 	case !ok:
-		hint := "see docs/rules.md#functions"
-		if s := Suggest(x.name, functionNames()); s != "" {
-			hint = fmt.Sprintf("did you mean %s? See docs/rules.md#functions", s)
-		}
-		c.fail(x.nameAt, "unknown-function", hint, "unknown function %s", quote(x.name))
+		c.fail(x.nameAt, "unknown-function", functionHint(x.name), "unknown function %s", quote(x.name))
 		return undefined
 	case len(args) < f.min || len(args) > f.max:
 		c.fail(x.span, "wrong-arity", "", "%s takes %s, found %d", x.name, f.arity(), len(args))
 		return undefined
+	}
+	if f.constant != nil {
+		c.constants(x, f, args)
 	}
 	return func(e *env) (value, error) {
 		base := len(e.args)
@@ -276,4 +269,38 @@ func (c *compiler) call(x *call) evalFn {
 		}
 		return v, err
 	}
+}
+
+// constants shows a function the arguments that are constants, and puts what it
+// makes of them into their places.
+func (c *compiler) constants(x *call, f function, args []evalFn) {
+	for i, arg := range x.args {
+		v, ok := constantOf(arg)
+		if !ok {
+			continue
+		}
+		v, err := f.constant(i, len(args), v)
+		if err != nil {
+			c.fail(arg.pos(), "bad-argument", "", "%s: %s", x.name, err)
+			continue
+		}
+		args[i] = func(*env) (value, error) { return v, nil }
+	}
+}
+
+// constantOf is the value of a literal, with a sign or without.
+func constantOf(x expr) (value, bool) {
+	switch x := x.(type) {
+	case *literal:
+		return x.val, true
+	case *unary:
+		if lit, ok := x.x.(*literal); ok && lit.val.isNumber() {
+			if x.op == tokenPlus {
+				return lit.val, true
+			}
+			v, err := negate(lit.val)
+			return v, err == nil
+		}
+	}
+	return value{}, false
 }

@@ -43,13 +43,14 @@ type docsBlock struct {
 	line       int
 }
 
-// docsRow is one row of a table: its code span, and what its second cell says.
+// docsRow is one row of a table: its code span, what its second cell says, and the
+// code span that its third begins with.
 type docsRow struct {
-	header, code, says string
-	line               int
+	header, code, says, third string
+	line                      int
 }
 
-var tableRow = regexp.MustCompile("^\\| `([^`]+)`[^|]*\\| ([^|]+) \\|")
+var tableRow = regexp.MustCompile("^\\| `([^`]+)`[^|]*\\| ([^|]+) \\|(?: `([^`]+)`)?")
 
 func readDocs(t *testing.T) *docsPage {
 	t.Helper()
@@ -86,7 +87,7 @@ func readDocs(t *testing.T) *docsPage {
 			if m == nil {
 				t.Fatalf("line %d: a row of a table without code", i+1)
 			}
-			page.rows = append(page.rows, docsRow{header: header, code: m[1], says: strings.Trim(m[2], "`"), line: i + 1})
+			page.rows = append(page.rows, docsRow{header: header, code: m[1], says: strings.Trim(m[2], "`"), third: m[3], line: i + 1})
 		}
 	}
 	if page.payload == "" || block != nil {
@@ -186,6 +187,10 @@ func TestDocsTables(t *testing.T) {
 			if name == "function" {
 				function, _, _ := strings.Cut(r.code, "(")
 				functions = append(functions, function)
+				signature, arity := signatureOf(r.third)
+				if signature != function || arity != rules.Arity(function) {
+					t.Errorf("line %d: %s is %s of %v arguments, want %s of %v", r.line, r.third, signature, arity, function, rules.Arity(function))
+				}
 			}
 		case "items":
 			sql, want = `SELECT `+r.code+` FROM "#"`, `{"matched":true,"rows":[`+r.says+`]}`
@@ -215,6 +220,29 @@ func TestDocsTables(t *testing.T) {
 	if diff := cmp.Diff(counted, outcomes); diff != "" {
 		t.Errorf("outcomes, -code +docs\n%s", diff)
 	}
+}
+
+var optional = regexp.MustCompile(`\[[^\[\]]*\]`)
+
+// signatureOf reads name(a, b[, c]): the name, and how many arguments it takes at
+// least and at most; -1 is any number.
+func signatureOf(text string) (name string, arity [2]int) {
+	count := func(s string) int {
+		_, params, _ := strings.Cut(strings.TrimSuffix(s, ")"), "(")
+		if params == "" {
+			return 0
+		}
+		return strings.Count(params, ",") + 1
+	}
+	name, params, _ := strings.Cut(text, "(")
+	if strings.Contains(params, "...") {
+		return name, [2]int{count(strings.Replace(text, ", ...", "", 1)), -1}
+	}
+	required := text
+	for optional.MatchString(required) {
+		required = optional.ReplaceAllString(required, "")
+	}
+	return name, [2]int{count(required), count(strings.NewReplacer("[", "", "]", "").Replace(text))}
 }
 
 // TestDocsDefaults: the first rule file shows the defaults of a destination.

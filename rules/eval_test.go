@@ -15,7 +15,7 @@ func evalLine(t *testing.T, sql, event string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(rules.Eval(line, func() time.Time { return time.UnixMilli(1_700_000_000_005) }))
+	return string(rules.Eval(line, func() time.Time { return time.UnixMilli(1_700_000_000_005).UTC() }))
 }
 
 // published is an event with the payload given, on topic fleet/v7/telemetry.
@@ -319,7 +319,7 @@ func TestEvalAnswers(t *testing.T) {
 		{"plus of a map", `{"sql":"SELECT 1 + flags AS x FROM \"t\"","event":{"flags":{}}}`, `{"error":"runtime","message":"+ needs numbers, found an integer and a map"}`},
 		{"sign of text", `{"sql":"SELECT -clientid AS x FROM \"t\"","event":{"clientid":"c"}}`, `{"error":"runtime","message":"- needs a number, found a string"}`},
 		{"no such boolean", `{"sql":"SELECT bool('yes') AS x FROM \"t\""}`, `{"error":"runtime","message":"bool: no boolean: \"yes\""}`},
-		{"no such unit", `{"sql":"SELECT now_timestamp('hour') AS x FROM \"t\""}`, `{"error":"runtime","message":"now_timestamp: unknown unit \"hour\": second, millisecond, microsecond or nanosecond"}`},
+		{"no such unit", `{"sql":"SELECT now_timestamp('hour') AS x FROM \"t\""}`, `{"error":"parse","message":"1:22: now_timestamp: expected second, millisecond, microsecond or nanosecond, found \"hour\""}`},
 		{"no such level", `{"sql":"SELECT topic(3) AS x FROM \"#\"","event":{"topic":"a/b"}}`, `{"error":"runtime","message":"topic: the topic has no level 3"}`},
 		{"abs of a float", `{"sql":"SELECT abs(-1.5) AS x FROM \"t\""}`, `{"error":"runtime","message":"abs: needs an integer, found -1.5"}`},
 		{"template", `{"sql":"SELECT payload, 1.50 AS f, [72,105] AS l, true AS b, null() AS u FROM \"t\"","event":{"payload":"{\"a\":\"q\\\"q\"}"},"template":"${payload.a} ${.f} ${l} ${b} ${u} ${x.y} ${$}{x} ${a-b} $ ${"}`,

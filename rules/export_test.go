@@ -51,3 +51,13 @@ func Debounce(done, changes <-chan struct{}, quiet time.Duration, fire func()) {
 
 // FunctionNames are the functions that statements can call, sorted.
 func FunctionNames() []string { return slices.Sorted(maps.Keys(functions)) }
+
+// Arity is how many arguments a function takes at least and at most; -1 is any
+// number.
+func Arity(name string) [2]int {
+	f := functions[name]
+	if f.max == variadic {
+		return [2]int{f.min, -1}
+	}
+	return [2]int{f.min, f.max}
+}

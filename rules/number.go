@@ -88,7 +88,7 @@ func parseFloat(s string) (value, bool) {
 // arithmetic is a binary operator on two values.
 func arithmetic(op tokenKind, l, r value) (value, error) {
 	if op == tokenPlus && (l.kind == kindString || r.kind == kindString) {
-		return str(l.text() + r.text()), nil
+		return made(l.text() + r.text())
 	}
 	if !l.isNumber() || !r.isNumber() {
 		return value{}, badArgument("%s needs numbers, found %s and %s", op, l.describe(), r.describe())

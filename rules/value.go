@@ -215,9 +215,14 @@ func (v value) text() string {
 	return string(appendJSON(nil, v))
 }
 
-// decimals prints f with at most n decimals, and at least one: 1.0, 0.25.
+// decimals prints f with at most n decimals, and at least one unless n is 0: 1.0,
+// 0.25.
 func decimals(f float64, n int) string {
-	s := strings.TrimRight(strconv.FormatFloat(f, 'f', n, 64), "0")
+	s := fixed(f, n)
+	if n == 0 {
+		return s
+	}
+	s = strings.TrimRight(s, "0")
 	if strings.HasSuffix(s, ".") {
 		s += "0"
 	}
