@@ -80,9 +80,9 @@ func (r ChangeRequest) Change() (bridge.Change, error) {
 	if r.OlderThan != nil {
 		d, err := time.ParseDuration(*r.OlderThan)
 		switch {
-		case err != nil:
-			return c, fmt.Errorf("older_than: %w", err)
-		case d <= 0:
+		case err != nil || d < 0:
+			return c, fmt.Errorf("older_than %q: %w", *r.OlderThan, errNoDuration)
+		case d == 0:
 			return c, fmt.Errorf("older_than %q: expected more than zero", *r.OlderThan)
 		}
 		f.OlderThan, some = d, true

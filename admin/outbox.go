@@ -171,9 +171,13 @@ func (a *api) list(w http.ResponseWriter, read func() (Listing, error)) {
 	answer(w, http.StatusOK, l)
 }
 
+// errNoDuration is what is wrong with an older_than.
+var errNoDuration = errors.New("expected a duration such as 90s, 30m or 24h")
+
 // ParseFilter reads a filter from the parameters id, rule, destination, state
 // (queued or dead), older_than (a duration since the publish) and limit. Any other
-// parameter is an error, so that a misspelt one doesn't select everything.
+// parameter is an error, so that a misspelt one doesn't select everything. What is
+// wrong with a value is wrapped, without the parameter's name.
 func ParseFilter(q url.Values) (bridge.Filter, error) {
 	var f bridge.Filter
 	for name, values := range q {
@@ -199,11 +203,11 @@ func ParseFilter(q url.Values) (bridge.Filter, error) {
 				err = errors.New("expected queued or dead")
 			}
 		case "older_than":
-			if f.OlderThan, err = time.ParseDuration(v); err == nil && f.OlderThan < 0 {
-				err = errors.New("negative")
+			if f.OlderThan, err = time.ParseDuration(v); err != nil || f.OlderThan < 0 {
+				err = errNoDuration
 			}
 		case "limit":
-			if f.Limit, err = strconv.Atoi(v); err == nil && (f.Limit < 1 || f.Limit > maxListed) {
+			if f.Limit, err = strconv.Atoi(v); err != nil || f.Limit < 1 || f.Limit > maxListed {
 				err = fmt.Errorf("expected 1 to %d", maxListed)
 			}
 		default:

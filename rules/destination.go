@@ -267,7 +267,11 @@ func (d *destinationDecl) ordered(n *yaml.Node) {
 	case n.Kind == yaml.ScalarNode && slices.Contains(laneColumns, n.Value):
 		d.Ordered = n.Value
 	default:
-		d.file.fail(n, "wrong-value", didYouMean(n.Value, laneColumns), "ordered must be false or one of %s, found %s", strings.Join(laneColumns, ", "), describeNode(n))
+		hint := didYouMean(n.Value, laneColumns)
+		if n.Kind == yaml.ScalarNode && strings.EqualFold(n.Value, "false") {
+			hint = unquotedHint("false")
+		}
+		d.file.fail(n, "wrong-value", hint, "ordered must be false or one of %s, found %s", strings.Join(laneColumns, ", "), describeNode(n))
 	}
 }
 
@@ -281,6 +285,9 @@ func (l *loader) headers(f *file, n *yaml.Node, shown *credentials) []Header {
 	var headers []Header
 	f.mapping(n, "headers", func(key, val *yaml.Node) {
 		name := textproto.CanonicalMIMEHeaderKey(key.Value)
+		if isCredential(name) {
+			f.hideCredential(val)
+		}
 		switch {
 		case !isToken(key.Value):
 			f.fail(key, "bad-header", "", "no name of a header: %s", quote(key.Value))

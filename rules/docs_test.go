@@ -27,6 +27,7 @@ import (
 //	json body     the one body that the last rule file sends for it
 //	sql           a statement without a problem
 //	jsonl         requests and answers of broker eval, in turn
+//	json check    what check -json writes, as its script has it
 //	(nothing)     what check prints, as one of the goldens has it
 //
 // and the first code span of each row of a table is run too, as TestDocsTables
@@ -129,6 +130,14 @@ func TestDocsBlocks(t *testing.T) {
 			if len(lines)%2 != 0 {
 				t.Errorf("line %d: a request without an answer", b.line)
 			}
+		case "json check":
+			script, err := os.ReadFile("../testdata/script/check-json.txtar")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(string(script), "\n"+b.text) {
+				t.Errorf("line %d: the script has not this", b.line)
+			}
 		case "":
 			if !inGolden(t, b.text) {
 				t.Errorf("line %d: no golden has this", b.line)
@@ -137,7 +146,7 @@ func TestDocsBlocks(t *testing.T) {
 			t.Errorf("line %d: nothing checks a block of %s", b.line, b.kind)
 		}
 	}
-	if len(seen) != 6 {
+	if len(seen) != 7 {
 		t.Errorf("blocks: %v, want some of each kind", seen)
 	}
 }

@@ -227,16 +227,27 @@ func (f *file) text(n *yaml.Node, what string) (string, bool) {
 
 func (f *file) bool(n *yaml.Node, what string, into *bool) {
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!bool" {
-		f.fail(n, "wrong-type", "", "%s must be true or false, found %s", what, describeNode(n))
+		hint := ""
+		if lower := strings.ToLower(n.Value); n.Kind == yaml.ScalarNode && (lower == "true" || lower == "false") {
+			hint = unquotedHint(lower)
+		}
+		f.fail(n, "wrong-type", hint, "%s must be true or false, found %s", what, describeNode(n))
 		return
 	}
 	*into = strings.EqualFold(n.Value, "true")
 }
 
+// unquotedHint is for what would be right if YAML didn't take it for text.
+func unquotedHint(value string) string { return fmt.Sprintf("write %s without quotes", value) }
+
 func (f *file) int(n *yaml.Node, what string, low, high int, into *int) {
 	i, err := strconv.Atoi(n.Value)
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!int" || err != nil || i < low || i > high {
-		f.fail(n, "out-of-range", "", "%s must be a number from %d to %d, found %s", what, low, high, describeNode(n))
+		hint := ""
+		if n.Kind == yaml.ScalarNode && n.Tag == "!!str" && err == nil && i >= low && i <= high {
+			hint = unquotedHint(n.Value)
+		}
+		f.fail(n, "out-of-range", hint, "%s must be a number from %d to %d, found %s", what, low, high, describeNode(n))
 		return
 	}
 	*into = i

@@ -33,7 +33,7 @@ func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil
 
 // Problem is one mistake in a rule file.
 type Problem struct {
-	File string `json:"file"` // "": it is one of all files together
+	File string `json:"file,omitempty"` // "": it is one of all files together
 	// Line and Col count from 1, Col in characters. Line is 0 for a problem of
 	// the file as a whole, such as one that cannot be read.
 	Line int `json:"line,omitempty"`

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -114,6 +115,62 @@ func (f *file) hide(n *yaml.Node) {
 	}
 }
 
+// credentialWords are in the names of headers and keys whose values let somebody in.
+var credentialWords = regexp.MustCompile(`(?i)auth|cookie|token|secret|passw|api-?key`)
+
+func isCredential(header string) bool { return credentialWords.MatchString(header) }
+
+// schemes are what an Authorization begins with: no secret, and worth seeing.
+var schemes = []string{"basic", "bearer", "digest", "token", "apikey"}
+
+// shownInCredential is what needs no stars: a reference to a secret, or a scheme.
+var shownInCredential = regexp.MustCompile(`^(?:\$\{(?:env|file):[^}]*\}|(?i:` + strings.Join(schemes, "|") + `) )`)
+
+// hideCredential is hide for the value of a header. It may be shorter than other
+// secrets, and its scheme is shown.
+func (f *file) hideCredential(n *yaml.Node) {
+	if n.Kind != yaml.ScalarNode {
+		f.hide(n)
+		return
+	}
+	for part := range strings.FieldsSeq(reference.ReplaceAllString(n.Value, " ")) {
+		if len(part) >= minHidden && !slices.Contains(schemes, strings.ToLower(part)) {
+			f.hidden = append(f.hidden, part)
+		}
+	}
+}
+
+// credentialLine is a key that names a credential, and its value, in a line of
+// YAML: in quotes, or up to where a plain scalar may end.
+var credentialLine = regexp.MustCompile(`(?i)(["']?(?:(?:proxy-)?authorization|cookie|x-api-key|token|password|client_secret)["']?\s*:\s+)("(?:[^"\\]|\\.)*"?|'[^']*'?|[^,}\]#]*)`)
+
+// MaskCredentials puts stars in the place of what a line of YAML says for a key
+// that names a credential, but for references to secrets, ${env:NAME} and
+// ${file:PATH}. Each star stands for a character. It is for lines that could not be
+// read, or whose keys are not what they should be: what stands where is not known then.
+func MaskCredentials(line string) string {
+	return credentialLine.ReplaceAllStringFunc(line, func(found string) string {
+		at := credentialLine.FindStringSubmatchIndex(found)[4]
+		value, masked := found[at:], strings.Builder{}
+		masked.WriteString(found[:at])
+		for value != "" {
+			if shown := shownInCredential.FindString(value); shown != "" {
+				masked.WriteString(shown)
+				value = value[len(shown):]
+				continue
+			}
+			r, n := utf8.DecodeRuneInString(value)
+			if unicode.IsSpace(r) || r == '"' || r == '\'' {
+				masked.WriteRune(r)
+			} else {
+				masked.WriteByte('*')
+			}
+			value = value[n:]
+		}
+		return masked.String()
+	})
+}
+
 // writtenSecret is a secret of Standard Webhooks, wherever in a file it stands:
 // under a wrong key, or in a line that is no YAML.
 var writtenSecret = regexp.MustCompile(`wh(?:sec|sk)_[A-Za-z0-9+/_=-]+`)
@@ -125,6 +182,7 @@ func (f *file) shown() []Problem {
 	stars := func(s string) string { return strings.Repeat("*", utf8.RuneCountInString(s)) }
 	for i := range f.problems {
 		p := &f.problems[i]
+		p.Source = MaskCredentials(p.Source)
 		for _, s := range []*string{&p.Source, &p.Message, &p.Hint} {
 			*s = writtenSecret.ReplaceAllStringFunc(*s, stars)
 			for _, hidden := range f.hidden {

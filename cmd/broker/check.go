@@ -20,6 +20,7 @@ func runCheck(ctx context.Context, c *cli, args []string) int {
 	fs := c.flags("check")
 	file := fs.String("config", "", "configuration `FILE`; its rules folder is checked too")
 	strict := fs.Bool("strict", false, "exit 1 for warnings too")
+	asJSON := fs.Bool("json", false, "write JSON")
 	if code, done := c.parse(fs, args); done {
 		return code
 	}
@@ -51,13 +52,44 @@ func runCheck(ctx context.Context, c *cli, args []string) int {
 		_, p := rules.Load(paths, o)
 		problems = append(problems, p...)
 	}
+	code := exitOK
+	if rules.HasErrors(problems) || *strict && len(problems) > 0 {
+		code = exitProblem
+	}
+	if *asJSON {
+		return max(code, c.writeJSON(checkReportOf(problems, code == exitOK)))
+	}
 	if err := rules.Print(c.stdout, problems); err != nil {
 		return c.fail(err, "")
 	}
-	if rules.HasErrors(problems) || *strict && len(problems) > 0 {
-		return exitProblem
+	return code
+}
+
+// checkReport is what check -json writes.
+type checkReport struct {
+	Problems []rules.Problem `json:"problems"`
+	Summary  checkSummary    `json:"summary"`
+}
+
+type checkSummary struct {
+	OK       bool `json:"ok"` // the exit code is 0
+	Errors   int  `json:"errors"`
+	Warnings int  `json:"warnings"`
+}
+
+func checkReportOf(problems []rules.Problem, ok bool) checkReport {
+	r := checkReport{Problems: problems, Summary: checkSummary{OK: ok}}
+	if problems == nil {
+		r.Problems = []rules.Problem{}
 	}
-	return exitOK
+	for _, p := range problems {
+		if p.Severity == rules.Error {
+			r.Summary.Errors++
+		} else {
+			r.Summary.Warnings++
+		}
+	}
+	return r
 }
 
 // waiting counts the records that wait, by destination: of the running broker, or of its data directory if none runs. Where

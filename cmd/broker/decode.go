@@ -78,7 +78,7 @@ func (n node) kind() string {
 func (d *decoder) problemAt(p position, s rules.Severity, name, message, hint string) {
 	source := ""
 	if p.line > 0 && p.line <= len(d.lines) {
-		source = d.lines[p.line-1]
+		source = rules.MaskCredentials(d.lines[p.line-1])
 	}
 	d.problems = append(d.problems, rules.Problem{
 		File: d.file, Line: p.line, Col: p.col, Width: p.width,
@@ -320,7 +320,11 @@ func (d *decoder) lookup(name string) (string, bool) {
 func (d *decoder) boolean(n node, to *bool) {
 	v, err := strconv.ParseBool(n.Value)
 	if err != nil || n.Tag != "!!bool" {
-		d.expected(n, "true or false")
+		hint := ""
+		if n.Kind == yaml.ScalarNode && (n.Value == "true" || n.Value == "false") {
+			hint = "write " + n.Value + " without quotes"
+		}
+		d.errorf(n, "type", "expected true or false, found "+n.kind(), hint)
 		return
 	}
 	*to = v

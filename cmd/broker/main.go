@@ -44,7 +44,7 @@ func commands() []command {
 	return []command{
 		{"demo", "demo [-for DURATION]", "broker, vehicles, notification center and collector in one process", runDemo},
 		{"serve", "serve [-config FILE]", "run the broker", runServe},
-		{"check", "check [-config FILE] [-strict] [PATH...]", "validate configuration and rule files", runCheck},
+		{"check", "check [-config FILE] [-strict] [-json] [PATH...]", "validate configuration and rule files", runCheck},
 		{"eval", "eval", "evaluate rules over events, JSON lines in and out", runEval},
 		{"outbox", "outbox ls|show|retry|purge|pause|resume|compact [-config FILE]", "list, show, send again or delete what waits and what is dead; pause a destination; give back space", runOutbox},
 		{"test", "test PATH...", "run rule unit tests", notYet("test")},

@@ -68,16 +68,17 @@ func outboxList(ctx context.Context, c *cli, args []string) int {
 		"state": "only queued or only dead", "older_than": "only what was published longer ago than this `DURATION`",
 		"limit": "list `N` at the most (default 100)",
 	} {
-		fs.Func(strings.ReplaceAll(name, "_", "-"), about, func(v string) error { q.Set(name, v); return nil })
+		fs.Func(strings.ReplaceAll(name, "_", "-"), about, func(v string) error {
+			q.Set(name, v)
+			_, err := admin.ParseFilter(url.Values{name: {v}})
+			return errors.Unwrap(err) // the flag's name is told anyway
+		})
 	}
 	if code, done := c.parse(fs, args); done {
 		return code
 	}
 	if fs.NArg() > 0 {
 		return c.misuse("outbox ls: unexpected argument %q", fs.Arg(0))
-	}
-	if _, err := admin.ParseFilter(q); err != nil {
-		return c.misuse("outbox ls: %v", err)
 	}
 	l, code := ofOutbox(ctx, c, *file, outboxCall[admin.Listing]{
 		running: func(a adminConfig) (admin.Listing, error) { return askListing(ctx, a, "/api/v1/outbox?"+q.Encode()) },

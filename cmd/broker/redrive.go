@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/throughline-mqtt/throughline/admin"
@@ -30,7 +32,17 @@ func outboxChange(ctx context.Context, c *cli, verb string, args []string) int {
 		"state":       {"only queued or only dead", &req.State},
 		"older-than":  {"only what was published longer ago than this `DURATION`", &req.OlderThan},
 	} {
-		fs.Func(flag, about.text, func(v string) error { *about.to = &v; return nil })
+		fs.Func(flag, about.text, func(v string) error {
+			if v == "" { // of a variable that is not set, say
+				return errors.New("it is empty")
+			}
+			*about.to = &v
+			f, err := admin.ParseFilter(url.Values{strings.ReplaceAll(flag, "-", "_"): {v}})
+			if err == nil && flag == "older-than" && f.OlderThan == 0 {
+				return errors.New("expected more than zero")
+			}
+			return errors.Unwrap(err) // the flag's name is told anyway
+		})
 	}
 	fs.BoolVar(&req.All, "all", false, "all that is queued and all that is dead")
 	fs.BoolVar(&req.DryRun, "dry-run", false, "say what would be done, and do nothing")
