@@ -9,10 +9,11 @@ import (
 // program is a compiled statement. It is immutable and may run in many places at
 // once, each with an env of its own.
 type program struct {
-	filters []string // topic filters of FROM
-	events  eventSet // events of FROM
-	outputs []output
-	where   condFn // nil: always
+	filters []string   // topic filters of FROM
+	events  eventSet   // events of FROM
+	each    *iteration // FOREACH; nil: SELECT
+	outputs []output   // of SELECT or DO
+	where   condFn     // nil: always
 	// whereFirst: nobody can tell whether WHERE ran before SELECT, so that a
 	// message that does not match costs no outputs. selectReads says that SELECT
 	// reads into the payload, which fails the rule where that is no JSON, match or
@@ -23,7 +24,7 @@ type program struct {
 	roots []string
 }
 
-// output is one item of SELECT.
+// output is one item of SELECT, DO or FOREACH.
 type output struct {
 	eval   evalFn // nil: *
 	target []step
@@ -36,16 +37,18 @@ func compile(text string, report func(diagnostic)) *program {
 	st := parse(text, report)
 	c.from(st)
 	if st.foreach {
-		c.unsupported(st.span, "FOREACH")
+		c.foreach(st)
 		return &c.program
 	}
+	out := &layer{of: outputsOf}
+	c.layers = []*layer{out}
 	safe := true
 	for i, it := range st.items {
-		c.item(i, it)
+		c.output(i, it, out)
 		safe = safe && (it.star || isSafe(it.x))
 	}
 	if st.where != nil {
-		c.inWhere = true
+		out.final, c.inWhere = true, true
 		c.where = c.condition(st.where)
 		c.whereFirst = safe && !c.whereReadsOutputs && !c.selectMayRead
 	}
@@ -54,9 +57,8 @@ func compile(text string, report func(diagnostic)) *program {
 
 type compiler struct {
 	program
-	report func(diagnostic)
-	// writes are the outputs so far. A reference may mean one of them.
-	writes            []write
+	report            func(diagnostic)
+	layers            []*layer // what a reference is looked up in before the row
 	inWhere           bool
 	whereReadsOutputs bool
 	// selectMayRead: it depends on an output called payload whether SELECT reads
@@ -64,7 +66,20 @@ type compiler struct {
 	selectMayRead bool
 }
 
-// write is what one item writes to the outputs.
+// layer is a map that names are looked up in before the row: the outputs, or what
+// FOREACH binds.
+type layer struct {
+	of     func(*env) *object
+	writes []write // so far
+	// final: all of it is written. What it holds then hides the row's, undefined or
+	// not, as in a union of both; before, what it does not define is the row's.
+	final bool
+}
+
+func outputsOf(e *env) *object { return &e.out }
+func boundOf(e *env) *object   { return &e.bound }
+
+// write is what one item writes to a layer.
 type write struct {
 	path []step
 	// same: the item is a path under its own name, so that reading exactly that
@@ -101,22 +116,34 @@ func (c *compiler) from(st *statement) {
 	}
 }
 
-func (c *compiler) item(i int, it item) {
+// output compiles an item of SELECT or DO.
+func (c *compiler) output(i int, it item, out *layer) {
 	if it.star {
 		c.star = true
 		c.outputs = append(c.outputs, output{})
 		return
 	}
+	if o, ok := c.item(i, it, out); ok {
+		c.outputs = append(c.outputs, o)
+		c.addRoot(o.target[0].key)
+	}
+}
+
+// item compiles an item that is not *; into is where it writes.
+func (c *compiler) item(i int, it item, into *layer) (output, bool) {
 	target, same := c.target(i, it)
 	if it.x == nil || target == nil {
-		return
+		return output{}, false
 	}
 	// A reference to an output of the same item is one to an earlier output.
-	eval := c.value(it.x)
-	c.outputs = append(c.outputs, output{eval, target})
-	c.writes = append(c.writes, write{target, same})
-	if root := target[0].key; !slices.Contains(c.roots, root) {
-		c.roots = append(c.roots, root)
+	o := output{c.value(it.x), target}
+	into.writes = append(into.writes, write{target, same})
+	return o, true
+}
+
+func (c *compiler) addRoot(name string) {
+	if !slices.Contains(c.roots, name) {
+		c.roots = append(c.roots, name)
 	}
 }
 
@@ -178,33 +205,46 @@ func (c *compiler) ref(r *ref) evalFn {
 		}
 	}
 	c.checkName(r)
-	fromRow, differs := rowPath(r), c.mayDiffer(r)
+	eval, differs := rowPath(r), false
+	for _, l := range slices.Backward(c.layers) {
+		if l.mayDiffer(r) {
+			eval, differs = l.read(r, eval), true
+		}
+	}
 	if !c.inWhere && r.root().key == "payload" && len(r.steps) > 1 {
 		c.selectReads, c.selectMayRead = true, c.selectMayRead || differs
 	}
-	if !differs {
-		return fromRow
-	}
-	c.whereReadsOutputs = c.whereReadsOutputs || c.inWhere
-	root, rest := r.root().key, r.steps[1:]
+	c.whereReadsOutputs = c.whereReadsOutputs || c.inWhere && differs
+	return eval
+}
+
+// read compiles a reference to what the layer holds, or else to what below finds.
+func (l *layer) read(r *ref, below evalFn) evalFn {
+	of, root, rest := l.of, r.root().key, r.steps[1:]
+	hides := l.final && l.writesWhole(root)
 	return func(e *env) (value, error) {
-		v := e.out.lookup(root)
+		v := of(e).lookup(root)
 		for i := range rest {
 			v = e.field(v, &rest[i])
 		}
-		if v.defined() {
+		if v.defined() || hides {
 			return v, nil
 		}
-		return fromRow(e)
+		return below(e)
 	}
+}
+
+// writesWhole reports whether an item has root itself as its target.
+func (l *layer) writesWhole(root string) bool {
+	return slices.ContainsFunc(l.writes, func(w write) bool { return w.path[0].key == root && len(w.path) == 1 })
 }
 
 func undefined(*env) (value, error) { return value{}, nil }
 
-// mayDiffer reports whether the outputs may hold something else under r than the
+// mayDiffer reports whether the layer may hold something else under r than the
 // row.
-func (c *compiler) mayDiffer(r *ref) bool {
-	for _, w := range c.writes {
+func (l *layer) mayDiffer(r *ref) bool {
+	for _, w := range l.writes {
 		if w.path[0].key != r.root().key {
 			continue
 		}
@@ -218,7 +258,13 @@ func (c *compiler) mayDiffer(r *ref) bool {
 func (c *compiler) checkName(r *ref) {
 	root := r.root()
 	columns := c.columns()
-	if slices.Contains(columns, root.key) || slices.Contains(c.roots, root.key) {
+	var written []string
+	for _, l := range c.layers {
+		for _, w := range l.writes {
+			written = append(written, w.path[0].key)
+		}
+	}
+	if slices.Contains(columns, root.key) || slices.Contains(written, root.key) {
 		return
 	}
 	if root.quoted {
@@ -226,7 +272,7 @@ func (c *compiler) checkName(r *ref) {
 		c.warn(root.span, "double-quoted-value", hint, "no column is called %s", quote(root.key))
 		return
 	}
-	hint := didYouMean(root.key, slices.Concat(c.roots, columns))
+	hint := didYouMean(root.key, slices.Concat(written, columns))
 	if strings.EqualFold(root.key, "null") {
 		hint = "there is no literal NULL: is_null(x) and is_null_var(x) ask for it, null() is undefined"
 	}

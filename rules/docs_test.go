@@ -203,6 +203,11 @@ func TestDocsTables(t *testing.T) {
 			}
 		case "items":
 			sql, want = `SELECT `+r.code+` FROM "#"`, `{"matched":true,"rows":[`+r.says+`]}`
+		case "statement":
+			sql, want = r.code, `{"matched":true,"rows":[`+r.says+`]}`
+			if r.says == "none" {
+				want = `{"matched":false}`
+			}
 		case "condition":
 			sql, want = `SELECT 1 AS x FROM "#" WHERE `+r.code, map[string]string{"yes": `{"matched":true,"rows":[{"x":1}]}`, "no": `{"matched":false}`}[r.says]
 		case "outcome":

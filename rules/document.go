@@ -145,6 +145,24 @@ func (d *document) table(raw value) *table {
 	return &d.tables[len(d.tables)-1]
 }
 
+// forget drops what was read of the stretch within, which is done with, if it was
+// read after there were so many tables and entries. Else a list of a hundred
+// thousand elements would make as many tables to search.
+func (d *document) forget(within span, tables, entries int) {
+	kept := d.tables[:tables]
+	for _, t := range d.tables[tables:] {
+		if t.offset < within.start || t.offset >= within.end {
+			kept = append(kept, t)
+		}
+	}
+	clear(d.tables[len(kept):])
+	d.tables = kept
+	if len(kept) == tables {
+		clear(d.entries[entries:])
+		d.entries = d.entries[:entries]
+	}
+}
+
 // place turns an index of the rule language, 1 the first and -1 the last, into
 // one of Go.
 func place(n, length int) (int, bool) {

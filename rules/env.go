@@ -20,7 +20,12 @@ type env struct {
 	now  func() time.Time
 	doc  document
 	out  object // the outputs so far
-	args []value
+	// bound is what FOREACH binds: helpers, and the element. elements are those that
+	// have not had their turn, and elementOf what the element's name is written into.
+	bound     object
+	elements  elements
+	elementOf value
+	args      []value
 	// mismatch is set when a comparison met a number and a string that is none.
 	mismatch bool
 	// missing is set when a template met an undefined variable.
@@ -45,6 +50,8 @@ func (e *env) reset(r row, payload []byte) {
 func (e *env) start(rule string) {
 	e.rule = rule
 	e.out.reset()
+	e.bound.reset()
+	e.elements, e.elementOf = elements{}, value{}
 	e.mismatch, e.missing = false, false
 }
 
@@ -115,13 +122,15 @@ func (e *env) opened(v value) value {
 // Outcome is how a rule fared with a message, as metrics name it.
 type Outcome string
 
-// The outcomes of specs of the language, section "Runtime outcomes". A rule has
-// one of the first four for a message; the last two are counted beside it.
+// The outcomes of specs of the language, section "Runtime outcomes", and those of
+// bounds. A rule has one of them for a message, save that TypeMismatch and
+// UndefinedInBody are counted beside it.
 const (
 	Matched         Outcome = "matched"
 	NoMatch         Outcome = "no_match"
 	PayloadNotJSON  Outcome = "payload_not_json"
 	BadArgument     Outcome = "bad_argument"
+	TooManyRows     Outcome = "too_many_rows"
 	TypeMismatch    Outcome = "type_mismatch"
 	UndefinedInBody Outcome = "undefined_in_body"
 )

@@ -76,19 +76,31 @@ func (p *program) eval(columns *object, payload []byte, template value, now func
 	}
 	e := &env{now: now}
 	e.reset(eventRow{columns}, payload)
-	fired, err := p.run(e)
+	rows, rendered, err := p.rows(e, parseTemplate(template.s, func(diagnostic) {}))
 	switch {
 	case err != nil:
 		return answerError("runtime", err.Error())
-	case !fired:
+	case len(rows) == 0:
 		return appendJSON(nil, no)
 	}
-	answer := &object{members: []member{{"matched", boolean(true)}, {"rows", listOf([]value{objectOf(&e.out)})}}}
+	answer := &object{members: []member{{"matched", boolean(true)}, {"rows", listOf(rows)}}}
 	if template.defined() {
-		rendered := parseTemplate(template.s, func(diagnostic) {}).renderRaw(e, nil)
-		answer.set("rendered", listOf([]value{str(string(rendered))}))
+		answer.set("rendered", listOf(rendered))
 	}
 	return appendJSON(nil, objectOf(answer))
+}
+
+// rows are all rows of the env's message, and the template's text for each.
+func (p *program) rows(e *env, t template) (rows, rendered []value, err error) {
+	var ok bool
+	for ok, err = p.first(e); ok && err == nil; ok, err = p.next(e) {
+		if len(rows) == MaxRows {
+			return nil, nil, tooManyRows(MaxRows)
+		}
+		rows = append(rows, objectOf(e.out.clone()))
+		rendered = append(rendered, str(string(t.renderRaw(e, nil))))
+	}
+	return rows, rendered, err
 }
 
 func (p *program) selectsFrom(topic string) bool {

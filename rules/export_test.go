@@ -32,7 +32,7 @@ func BothOrders(sql string, payload []byte) (whereFirst bool, ends [2]string) {
 	for i, p := range []*program{p, &selectFirst} {
 		e := &env{now: time.Now}
 		e.reset(&Message{Topic: "t", ClientID: "c", Payload: payload}, payload)
-		fired, err := p.run(e)
+		fired, err := p.first(e)
 		ends[i] = fmt.Sprint(fired, err, e.mismatch)
 		if fired {
 			ends[i] += string(appendJSON(nil, objectOf(&e.out)))

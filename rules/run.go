@@ -2,9 +2,25 @@ package rules
 
 import "slices"
 
-// run decides whether the statement fires on the env's message and leaves its row
-// in e.out.
-func (p *program) run(e *env) (fired bool, err error) {
+// MaxRows bounds the rows of all rules for one publish: each makes at least one
+// record, and all of a publish are stored together.
+const MaxRows = 1000
+
+// first runs the statement on the env's message. If it has a row, that is in e.out,
+// and next replaces it by the one after it. After an error, what went before does
+// not count: the statement has failed as a whole.
+func (p *program) first(e *env) (bool, error) {
+	if p.each == nil {
+		return p.selects(e)
+	}
+	if ok, err := p.begin(e); err != nil || !ok {
+		return false, err
+	}
+	return p.next(e)
+}
+
+// selects decides whether a SELECT fires.
+func (p *program) selects(e *env) (fired bool, err error) {
 	if !p.whereFirst {
 		if err := p.selectInto(e); err != nil || p.where == nil {
 			return err == nil, err
@@ -28,29 +44,32 @@ func (p *program) selectInto(e *env) error {
 			if e.rule != "" {
 				e.out.set("metadata", e.metadata())
 			}
+			for _, m := range e.bound.members {
+				e.out.set(m.key, m.val)
+			}
 			continue
 		}
 		v, err := o.eval(e)
 		if err != nil {
 			return err
 		}
-		e.write(o.target, v)
+		e.write(&e.out, o.target, v)
 	}
 	return nil
 }
 
-// write puts a value into the outputs. Text is not read into, but replaced by a
-// map, save that of payload.
-func (e *env) write(target []step, v value) {
+// write puts a value into the outputs, or what FOREACH binds. Text is not read into,
+// but replaced by a map, save that of payload.
+func (e *env) write(into *object, target []step, v value) {
 	root := target[0].key
 	if len(target) > 1 {
-		old := e.out.lookup(root)
+		old := into.lookup(root)
 		if root == "payload" && old.kind == kindString {
 			old = e.opened(old)
 		}
 		v = put(old, target[1:], v)
 	}
-	e.out.set(root, v)
+	into.set(root, v)
 }
 
 // put is old with v at path: maps on the way are merged into, anything else is

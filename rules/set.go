@@ -89,11 +89,11 @@ func (r *Rule) Filters() []string { return r.filters }
 // Outcomes counts how the rule fared. A rule keeps its counters over a reload.
 func (r *Rule) Outcomes() *Outcomes { return r.outcomes }
 
-// Outcomes counts the messages that a rule was a candidate for. Matched, NoMatch,
-// PayloadNotJSON and BadArgument exclude each other; TypeMismatch and
-// UndefinedInBody are counted beside them, at most once a message.
+// Outcomes counts the messages that a rule was a candidate for. TypeMismatch and
+// UndefinedInBody are counted beside the others, which exclude each other; all at most
+// once a message, however many rows it has.
 type Outcomes struct {
-	Matched, NoMatch, PayloadNotJSON, BadArgument, TypeMismatch, UndefinedInBody atomic.Uint64
+	Matched, NoMatch, PayloadNotJSON, BadArgument, TooManyRows, TypeMismatch, UndefinedInBody atomic.Uint64
 }
 
 // Each calls fn for every counter, always in the same order.
@@ -102,6 +102,7 @@ func (o *Outcomes) Each(fn func(Outcome, uint64)) {
 	fn(NoMatch, o.NoMatch.Load())
 	fn(PayloadNotJSON, o.PayloadNotJSON.Load())
 	fn(BadArgument, o.BadArgument.Load())
+	fn(TooManyRows, o.TooManyRows.Load())
 	fn(TypeMismatch, o.TypeMismatch.Load())
 	fn(UndefinedInBody, o.UndefinedInBody.Load())
 }
@@ -111,6 +112,8 @@ func (o *Outcomes) count(fired bool, err error, e *env) {
 	switch {
 	case failed != nil && failed.outcome == PayloadNotJSON:
 		o.PayloadNotJSON.Add(1)
+	case failed != nil && failed.outcome == TooManyRows:
+		o.TooManyRows.Add(1)
 	case failed != nil:
 		o.BadArgument.Add(1)
 	case fired:
@@ -211,9 +214,11 @@ type Header struct {
 	Value Secret
 }
 
-// Match is a rule that fired, and what it owes: one delivery per action.
+// Match is a rule that fired, and what it owes: a delivery for each row and action,
+// the rows in their order, and the actions in theirs within a row.
 type Match struct {
 	Rule       *Rule
+	Rows       int // of SELECT one, of FOREACH at least one
 	Deliveries []Delivery
 }
 
@@ -228,7 +233,8 @@ type Delivery struct {
 }
 
 // Match runs the candidates on a message and answers those that fired, in the
-// order of cands. A rule that fails is counted and has not fired.
+// order of cands. A rule that fails is counted and has not fired, whatever rows it
+// had before. So has one that does not fit into MaxRows with those before it.
 func (s *Set) Match(cands []*Rule, m *Message) []Match { return s.match(cands, m, m.Payload) }
 
 func (s *Set) match(cands []*Rule, of row, payload []byte) []Match {
@@ -238,13 +244,15 @@ func (s *Set) match(cands []*Rule, of row, payload []byte) []Match {
 	e := s.envs.Get().(*env)
 	e.reset(of, payload)
 	var matches []Match
+	room := MaxRows
 	for _, r := range cands {
 		e.start(r.Name)
-		fired, err := r.run(e)
-		if fired && err == nil {
-			matches = append(matches, Match{Rule: r, Deliveries: r.deliveries(e)})
+		rows, deliveries, err := r.fire(e, room)
+		if rows > 0 {
+			matches = append(matches, Match{Rule: r, Rows: rows, Deliveries: deliveries})
+			room -= rows
 		}
-		r.outcomes.count(fired, err, e)
+		r.outcomes.count(rows > 0, err, e)
 	}
 	e.start("")
 	e.reset(nil, nil)
@@ -252,18 +260,40 @@ func (s *Set) match(cands []*Rule, of row, payload []byte) []Match {
 	return matches
 }
 
-func (r *Rule) deliveries(e *env) []Delivery {
-	ds := make([]Delivery, len(r.actions))
-	for i, a := range r.actions {
+// fire runs the rule on the env's message and answers how many rows it has, up to
+// room, and what they owe.
+func (r *Rule) fire(e *env, room int) (rows int, ds []Delivery, err error) {
+	var ok bool
+	for ok, err = r.first(e); ok && err == nil; ok, err = r.next(e) {
+		if rows++; rows > room {
+			err = tooManyRows(room)
+			break
+		}
+		ds = r.deliver(e, ds)
+	}
+	if err != nil {
+		e.missing = false // nothing is sent that could lack it
+		return 0, nil, err
+	}
+	return rows, ds, nil
+}
+
+// deliver adds what the row in e.out owes to ds.
+func (r *Rule) deliver(e *env, ds []Delivery) []Delivery {
+	if ds == nil {
+		ds = make([]Delivery, 0, len(r.actions))
+	}
+	for _, a := range r.actions {
 		body, ok := a.body(e, make([]byte, 0, bodySize))
 		if !ok {
 			e.missing = true
 			body = append(body[:0], "null"...)
 		}
-		ds[i] = Delivery{Destination: a.destination.Name, ID: a.id.renderID(e), Body: body}
+		d := Delivery{Destination: a.destination.Name, ID: a.id.renderID(e), Body: body}
 		if lane := e.laneOf(a.destination); lane.defined() {
-			ds[i].Lane, ds[i].Ordered = strings.Clone(lane.text()), true
+			d.Lane, d.Ordered = strings.Clone(lane.text()), true
 		}
+		ds = append(ds, d)
 	}
 	return ds
 }
