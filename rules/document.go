@@ -1,13 +1,10 @@
 package rules
 
-import (
-	"strings"
-	"unsafe"
-)
+import "unsafe"
 
-// document is the payload of one message, read as JSON in place. It is validated
-// at most once, when something first reads into it, and each object or list that
-// is read into is scanned once, however many rules read from it.
+// document is the payload of one message, read as JSON in place. It is scanned at
+// most once, when something first reads into it, and each object or list below its
+// outermost one that is read into is scanned once more, however many rules read from it.
 type document struct {
 	text   string
 	state  documentState
@@ -58,8 +55,9 @@ func (d *document) reset(payload []byte) {
 func (d *document) valid() bool {
 	if d.state == documentUnread {
 		d.state = documentInvalid
-		if validJSON(d.text) {
+		if scanJSON(d.text, &d.entries) {
 			d.state = documentValid
+			d.tables = append(d.tables, table{offset: d.begin(), to: len(d.entries)})
 		}
 	}
 	return d.state == documentValid
@@ -67,10 +65,15 @@ func (d *document) valid() bool {
 
 // root is the whole document; the caller has seen that it is valid.
 func (d *document) root() value {
-	const space = " \n\t\r"
-	from := len(d.text) - len(strings.TrimLeft(d.text, space))
-	return d.value(from, len(strings.TrimRight(d.text, space)))
+	to := len(d.text)
+	for isJSONSpace(d.text[to-1]) {
+		to--
+	}
+	return d.value(d.begin(), to)
 }
+
+// begin is where the document's value begins.
+func (d *document) begin() int { return passSpace(d.text, 0) }
 
 func (d *document) value(from, to int) value {
 	raw := d.text[from:to]

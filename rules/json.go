@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
-	"unsafe"
 
 	"github.com/tidwall/gjson"
 )
@@ -18,37 +17,7 @@ const maxDepth = 256
 
 // validJSON reports whether text is one JSON value that nests at most maxDepth
 // deep.
-func validJSON(text string) bool {
-	return depthWithin(text, maxDepth) && gjson.Valid(text)
-}
-
-// depthWithin counts brackets first, which is all that nearly every text needs.
-func depthWithin(text string, limit int) bool {
-	b := unsafe.Slice(unsafe.StringData(text), len(text)) // only read
-	if bytes.Count(b, []byte{'['})+bytes.Count(b, []byte{'{'}) <= limit {
-		return true
-	}
-	depth, inString := 0, false
-	for i := 0; i < len(text); i++ {
-		switch c := text[i]; {
-		case inString:
-			if c == '\\' {
-				i++
-			} else if c == '"' {
-				inString = false
-			}
-		case c == '"':
-			inString = true
-		case c == '[' || c == '{':
-			if depth++; depth > limit {
-				return false
-			}
-		case c == ']' || c == '}':
-			depth--
-		}
-	}
-	return true
-}
+func validJSON(text string) bool { return scanJSON(text, nil) }
 
 // cursor walks text that is known to be valid JSON. It is not gjson's ForEach
 // since that converts every number and string that it passes, which makes a match
