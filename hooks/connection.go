@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/throughline-mqtt/throughline/hooks/guard"
+	"github.com/throughline-mqtt/throughline/rules"
 	"github.com/throughline-mqtt/throughline/sessions"
 )
 
@@ -45,6 +47,14 @@ type connection struct {
 	pause      time.Duration     // how long the publish under way has its client wait
 	published  uint              // how many publishes were taken
 	inherited  int               // messages of QoS 2 that were not released when the client connected
+
+	leaving []leaving              // of the UNSUBSCRIBE under way; nil: nobody wants to know
+	goodbye *packets.Properties    // of the client's DISCONNECT; nil: nobody wants to know, or there was none
+	endedBy atomic.Pointer[string] // why somebody else ends the connection; nil: nobody does
+
+	presence  sync.Mutex // of what events have said
+	present   bool       // the client is connected
+	connected time.Time  // since when; zero: it never was
 }
 
 // Acknowledged implements guard.Receiver.
@@ -115,6 +125,10 @@ func (c *connection) receive(cl *mqtt.Client, pk packets.Packet) error {
 		return c.violated(packets.ErrProtocolViolationSecondConnect)
 	case packets.Auth: // no method was agreed on [MQTT-4.12.0-7]
 		return c.violated(packets.ErrProtocolViolation)
+	case packets.Disconnect:
+		if c.server.hook.wanting(rules.ClientDisconnected) != nil {
+			c.goodbye = &pk.Properties
+		}
 	case packets.Pubrel:
 		pk.ReasonCode = packets.CodeSuccess.Code // whatever the client says, it is due a PUBCOMP [MQTT-4.3.3-11], which mochi keeps back
 	case packets.Publish:
@@ -200,14 +214,14 @@ func (c *connection) connect() error {
 	cl.ParseConnect(c.listener, pk)
 	detach(cl)
 	if code := valid(&pk); code != packets.CodeSuccess { // [MQTT-3.1.4-1]
-		return c.refuse(code)
+		return c.refuse(&pk, code)
 	}
 	if !s.hook.authenticate(cl, pk.Connect.Password) { // [MQTT-3.1.4-2]
-		return c.refuse(packets.ErrBadUsernameOrPassword)
+		return c.refuse(&pk, packets.ErrBadUsernameOrPassword)
 	}
 	c.conn.Admit(cl.ID) // first: the end of the connection ends the turn by this id, whatever comes now
 	if !s.hook.takeOver(cl, c.conn) {
-		return c.refuse(packets.ErrServerBusy)
+		return c.refuse(&pk, packets.ErrServerBusy)
 	}
 	// Once and a half [MQTT-3.1.2-22]; mochi reckons that in 16 bits, and ends connections of more than 43690 s at once.
 	c.conn.SetKeepalive(time.Duration(pk.Connect.Keepalive) * 3 * time.Second / 2)
@@ -226,6 +240,7 @@ func (c *connection) connect() error {
 		return fmt.Errorf("write CONNACK: %w", err)
 	}
 	c.established = true
+	c.answered(&pk, packets.CodeSuccess)
 	if will := s.hook.wills.take(cl.ID); will != nil && !present {
 		will() // its session has ended; one that is resumed has no will any more [MQTT-3.1.3-9]
 	}
@@ -280,7 +295,7 @@ func detach(cl *mqtt.Client) {
 }
 
 // refuse answers a CONNECT with what the code is in the client's version [MQTT-3.1.4-5].
-func (c *connection) refuse(code packets.Code) error {
+func (c *connection) refuse(connect *packets.Packet, code packets.Code) error {
 	if c.client.Properties.ProtocolVersion < 5 {
 		if code == packets.ErrServerBusy {
 			code = packets.ErrServerUnavailable
@@ -292,6 +307,7 @@ func (c *connection) refuse(code packets.Code) error {
 	if err := c.server.mochi.SendConnack(c.client, code, false, nil); err != nil {
 		return fmt.Errorf("refuse CONNECT: %w", errors.Join(code, err))
 	}
+	c.answered(connect, code)
 	return fmt.Errorf("refuse CONNECT: %w", code)
 }
 
@@ -335,10 +351,11 @@ func (c *connection) end() {
 	if cl == nil {
 		return
 	}
+	c.gone(c.whyGone(), c.goodbye)                                  // first: once the session is let go of, the client may be back
 	if c.established && c.will != nil && !c.panicked && !c.left() { // [MQTT-3.1.2-8]
 		h.publishWill(cl, c.will)
 	}
-	c.will, c.aliases, c.existed, c.retained = nil, nil, nil, nil // the client may stay for long, and its connection with it
+	c.will, c.aliases, c.existed, c.retained, c.leaving, c.goodbye = nil, nil, nil, nil, nil, nil // the client may stay for long, and its connection with it
 	cl.Stop(c.err)
 	if !c.counted {
 		return

@@ -11,6 +11,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/throughline-mqtt/throughline/auth"
+	"github.com/throughline-mqtt/throughline/rules"
 	"github.com/throughline-mqtt/throughline/sessions"
 )
 
@@ -60,12 +61,41 @@ func appendString(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint16(b, uint16(len(s))), s...)
 }
 
+// origin is where a message comes from, as far as it is told of when it is dropped. The zero is the broker itself. No event is raised
+// for what it publishes: what a rule publishes on an event could raise that event again, and again.
+type origin struct {
+	client  bool
+	message *rules.Message // nil: nobody wants to know
+}
+
+// attach notes it in the message.
+func (from origin) attach(m *sessions.Message) *sessions.Message {
+	m.Unwatched = !from.client
+	if from.message != nil {
+		m.Origin = from.message
+	}
+	return m
+}
+
 // deliver retains the message if it is to be, and gives it to its topic's subscribers. It doesn't block. The result is how long
 // the publisher should wait for them to keep up.
 func (h *hook) deliver(publisher string, pk *packets.Packet, received time.Time) (pause time.Duration) {
+	pause, _ = h.deliverFrom(origin{}, publisher, pk, received)
+	return pause
+}
+
+// deliverFrom is deliver for what a client publishes. taken is false if there is nobody to deliver it to, and nothing to retain.
+func (h *hook) deliverFrom(from origin, publisher string, pk *packets.Packet, received time.Time) (pause time.Duration, taken bool) {
+	d := drops{wanted: from.client && h.wanting(rules.DeliveryDropped) != nil}
+	pause, taken = h.fanOut(from, publisher, pk, received, &d)
+	h.undelivered(&d) // without the topic's lock
+	return pause, taken
+}
+
+func (h *hook) fanOut(from origin, publisher string, pk *packets.Packet, received time.Time, d *drops) (pause time.Duration, taken bool) {
 	var m *sessions.Message
 	if pk.FixedHeader.Retain { // [MQTT-3.3.1-5]
-		m = message(publisher, pk, received)
+		m = from.attach(message(publisher, pk, received))
 		lock := h.topicLock(m.Topic)
 		lock.Lock()
 		defer lock.Unlock()
@@ -73,16 +103,16 @@ func (h *hook) deliver(publisher string, pk *packets.Packet, received time.Time)
 	}
 	t := h.subscribers.of(pk.TopicName)
 	if len(t.direct)+len(t.shared) == 0 {
-		return 0
+		return 0, m != nil
 	}
 	if m == nil {
-		m = message(publisher, pk, received)
+		m = from.attach(message(publisher, pk, received))
 	}
 	e := sessions.NewEncoder(m)
 	defer e.Release()
 	sent := 0
 	to := func(t *target) {
-		ok, wait := h.deliverTo(t, m, e)
+		ok, wait := h.deliverTo(t, m, e, d)
 		if ok {
 			sent++
 		}
@@ -97,11 +127,14 @@ func (h *hook) deliver(publisher string, pk *packets.Packet, received time.Time)
 		}
 	}
 	h.sent(sent)
-	return pause
+	return pause, true
 }
 
-func (h *hook) deliverTo(t *target, m *sessions.Message, e *sessions.Encoder) (sent bool, pause time.Duration) {
+func (h *hook) deliverTo(t *target, m *sessions.Message, e *sessions.Encoder, d *drops) (sent bool, pause time.Duration) {
 	if !h.may(t, m) {
+		if t.as(m) == t.own {
+			d.add(t.subscriber, m, noLocal)
+		}
 		return false, 0
 	}
 	as := t.as(m)
@@ -114,6 +147,7 @@ func (h *hook) deliverTo(t *target, m *sessions.Message, e *sessions.Encoder) (s
 	if r.Full {
 		h.saysFull(t.subscriber, m)
 	}
+	d.add(t.subscriber, m, r.Dropped)
 	return r.Sent, r.Pause
 }
 
@@ -162,18 +196,20 @@ func (c *connection) oweRetained(filters packets.Subscriptions, reasonCodes []by
 func (h *hook) deliverRetained(c *connection) {
 	due := c.retained
 	c.retained = nil
+	d := drops{wanted: h.wanting(rules.DeliveryDropped) != nil}
 	for _, r := range due {
 		for _, m := range h.retained.Match(r.filter) {
 			if h.o.Auth.Allow(c.subscriber.who, auth.Subscribe, m.Topic) {
-				h.deliverStored(c.subscriber, m.Topic, r)
+				h.deliverStored(c.subscriber, m.Topic, r, &d)
 			}
 		}
 	}
+	h.undelivered(&d)
 }
 
 // deliverStored gives a session the retained message that the topic has now. It is never older than what the session was
 // given of the topic before.
-func (h *hook) deliverStored(s *subscriber, topic string, r retainedFor) {
+func (h *hook) deliverStored(s *subscriber, topic string, r retainedFor, d *drops) {
 	lock := h.topicLock(topic)
 	lock.Lock()
 	defer lock.Unlock()
@@ -192,6 +228,9 @@ func (h *hook) deliverStored(s *subscriber, topic string, r retainedFor) {
 	}
 	if result.Full {
 		h.saysFull(s, m)
+	}
+	if !m.Unwatched {
+		d.add(s, m, result.Dropped)
 	}
 }
 

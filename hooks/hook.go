@@ -27,6 +27,7 @@ import (
 
 	"github.com/throughline-mqtt/throughline/auth"
 	"github.com/throughline-mqtt/throughline/hooks/guard"
+	"github.com/throughline-mqtt/throughline/rules"
 	"github.com/throughline-mqtt/throughline/sessions"
 )
 
@@ -37,6 +38,7 @@ type hook struct {
 	log      *slog.Logger
 	metrics  *metrics
 	refusals *refusals
+	eventLog *logQuota
 	ids      messageIDs
 	server   *Server // set before anything is accepted
 
@@ -54,22 +56,25 @@ type hook struct {
 
 func newHook(o Options) *hook {
 	m := newMetrics(o.Registerer)
-	return &hook{
+	h := &hook{
 		o: o, log: o.Logger, metrics: m,
 		refusals:    newRefusals(o.Logger, o.Space, m),
 		ids:         messageIDs{run: rand.Uint64()},
 		turns:       newTurns(),
+		eventLog:    newLogQuota(),
 		subscribers: newSubscribers(),
 		topicSeed:   maphash.MakeSeed(),
 		wills:       newAlarms(),
 		expiries:    newAlarms(),
 	}
+	h.subscribers.observer = func(s *subscriber) sessions.Observer { return observer{h, s} }
+	return h
 }
 
 // guarded are the methods that recover their panics: all that Provides names, and what runs by the clock.
 var guarded = [...]string{
 	"OnACLCheck", "OnSubscribe", "OnSubscribed", "OnUnsubscribe", "OnUnsubscribed", "OnPublish", "OnPublished", "OnQosPublish",
-	"OnPacketRead", "OnPacketProcessed", "OnPacketEncode", "publishWill", "publishSys", "expire",
+	"OnPacketRead", "OnPacketProcessed", "OnPacketEncode", "publishWill", "publishSys", "expire", "raise",
 }
 
 // ID is the hook's name in mochi's log.
@@ -123,7 +128,9 @@ func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) (ok bool) {
 	if write {
 		action = auth.Publish
 	}
-	return h.o.Auth.Allow(identity(cl), action, topic)
+	ok = h.o.Auth.Allow(identity(cl), action, topic)
+	h.authorized(cl, topic, write, ok)
+	return ok
 }
 
 func identity(cl *mqtt.Client) auth.Client {
@@ -270,6 +277,7 @@ func (h *hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, reasonCodes []by
 			reasonCodes[i] = packets.ErrQuotaExceeded.Code
 		}
 	}
+	h.subscribed(cl, &pk, reasonCodes)
 }
 
 // OnUnsubscribe marks filters that the client has not subscribed to, or not any more at that place of the packet: mochi would say that
@@ -282,12 +290,21 @@ func (h *hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) (out packets.Pa
 		}
 	}()
 	seen := make(map[string]bool)
+	var going []leaving
+	wanted := h.wanting(rules.SessionUnsubscribed) != nil
 	for i, sub := range pk.Filters {
-		if _, ok := cl.State.Subscriptions.Get(sub.Filter); !ok || seen[sub.Filter] {
+		has, ok := cl.State.Subscriptions.Get(sub.Filter)
+		if !ok || seen[sub.Filter] {
 			pk.Filters[i].Filter = invalid
 			continue
 		}
 		seen[sub.Filter] = true
+		if wanted {
+			going = append(going, leaving{has.Filter, has.Qos})
+		}
+	}
+	if c := connectionOf(cl); c != nil {
+		c.leaving = going
 	}
 	return pk
 }
@@ -302,6 +319,7 @@ func (h *hook) OnUnsubscribed(cl *mqtt.Client, pk packets.Packet) {
 	if len(pk.Filters) > 0 { // none: a client without subscriptions has left
 		h.subscribers.changed()
 	}
+	h.unsubscribed(cl, &pk)
 }
 
 // OnPacketProcessed sends the retained messages that a SUBSCRIBE has earned, after its SUBACK.

@@ -41,6 +41,7 @@ func TestEveryHookRecovers(t *testing.T) {
 		}},
 		{"publishWill", 0, func(h *hook, cl *mqtt.Client) bool {
 			h.o.Auth = auth.NewPolicy(auth.Options{Listeners: []auth.Listener{{Address: "127.0.0.1:0"}}})
+			h.o.Rules = func() *rules.Set { return nil }
 			h.subscribers = nil
 			cl.Properties.Props.SessionExpiryInterval = 1
 			h.publishWill(cl, &will{packet: packets.Packet{TopicName: "a"}, delay: time.Nanosecond})
@@ -48,6 +49,10 @@ func TestEveryHookRecovers(t *testing.T) {
 				runtime.Gosched() // until the timer has gone off
 			}
 			return true
+		}},
+		{"raise", 0, func(h *hook, _ *mqtt.Client) bool {
+			h.raise(nil, &rules.Event{Kind: rules.ClientConnack}, tracectx.Context{})
+			return testutil.ToFloat64(h.metrics.events.dropped[rules.ClientConnack][panicked]) == 1
 		}},
 		{"publishSys", 0, func(h *hook, _ *mqtt.Client) bool {
 			(&Server{hook: h}).publishSysOnce()

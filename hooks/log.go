@@ -29,7 +29,7 @@ type logHandler struct {
 }
 
 func newLogHandler(next slog.Handler) *logHandler {
-	return &logHandler{next: next, quota: &logQuota{kinds: make(map[string]*logKind)}}
+	return &logHandler{next: next, quota: newLogQuota()}
 }
 
 func (h *logHandler) Enabled(ctx context.Context, level slog.Level) bool {
@@ -70,6 +70,8 @@ type logQuota struct {
 	mu    sync.Mutex
 	kinds map[string]*logKind
 }
+
+func newLogQuota() *logQuota { return &logQuota{kinds: make(map[string]*logKind)} }
 
 type logKind struct {
 	since      time.Time // of the current window

@@ -22,6 +22,7 @@ type metrics struct {
 	malformedBag   map[tracectx.Reason]prometheus.Counter
 	commitWait     prometheus.Histogram
 	panics         *prometheus.CounterVec
+	events         *eventMetrics
 	refusedWaiting prometheus.Gauge
 	refusedClosed  prometheus.Counter
 }
@@ -31,9 +32,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		matches: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "throughline_rule_matches_total",
-			Help: "Publishes that a rule matched, by where their trace comes from: upstream (the publisher's), " +
+			Help: "Publishes and events that a rule matched, by where their trace comes from: upstream (the publisher's), " +
 				"new (it sent none), malformed (it sent one that could not be read).",
 		}, []string{"rule", "trace"}),
+		events:       newEventMetrics(auto),
 		refusals:     make(map[reason]prometheus.Counter),
 		drops:        make(map[reason]prometheus.Counter),
 		malformed:    make(map[tracectx.Reason]prometheus.Counter),
@@ -140,7 +142,7 @@ func registerOutcomes(r prometheus.Registerer, set func() *rules.Set) {
 		return
 	}
 	r.MustRegister(&outcomes{rules: set, desc: prometheus.NewDesc("throughline_rule_outcomes_total",
-		"Publishes that a rule was a candidate for, by outcome. type_mismatch and undefined_in_body are counted beside the others.",
+		"Publishes and events that a rule was a candidate for, by outcome. type_mismatch and undefined_in_body are counted beside the others.",
 		[]string{"rule", "outcome"}, nil)})
 }
 

@@ -63,7 +63,14 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, 
 	if why != "" {
 		return pk, p.refuse(why, cause)
 	}
-	pause := h.deliver(cl.ID, &pk, p.received)
+	from := origin{client: true, message: p.matched}
+	if from.message == nil && h.wantsOrigin() {
+		from.message = h.messageOf(cl, &pk, p.received)
+	}
+	pause, taken := h.deliverFrom(from, cl.ID, &pk, p.received)
+	if !taken && from.message != nil {
+		h.noSubscribers(cl, from.message, p.parent)
+	}
 	if c := connectionOf(cl); c != nil {
 		c.pause = pause
 	}
@@ -82,11 +89,12 @@ type publish struct {
 
 	parent  tracectx.Context
 	outcome tracectx.Outcome
-	entry   tracectx.Span // nil until it is needed
-	report  bool          // false: the entry was needed for its ids alone
-	settled bool          // accept has returned, and not panicked
-	owed    string        // the destinations of its records, if they were refused for want of room
-	full    string        // whose cap it was; "": one of the whole outbox
+	matched *rules.Message // nil if there was no rule to match
+	entry   tracectx.Span  // nil until it is needed
+	report  bool           // false: the entry was needed for its ids alone
+	settled bool           // accept has returned, and not panicked
+	owed    string         // the destinations of its records, if they were refused for want of room
+	full    string         // whose cap it was; "": one of the whole outbox
 }
 
 // refuse counts a refusal and returns what makes mochi answer it: never with success.
@@ -124,13 +132,15 @@ func (p *publish) accept(pk *packets.Packet) (reason, error) {
 		return "", nil
 	}
 	matching := time.Now()
-	matches := set.Match(candidates, p.message(pk))
+	p.matched = p.message(pk)
+	matches := set.Match(candidates, p.matched)
 	if len(matches) == 0 {
 		return "", nil
 	}
 	p.start(candidates)
 	p.report = true
-	records, spans := p.records(set, matches, matching)
+	of := source{topic: p.topic, clientID: p.cl.ID, at: p.received, origin: p.origin()}
+	records, spans := p.h.records(set, matches, p.entry, of, matching)
 	if len(records) == 0 {
 		return "", nil
 	}
@@ -233,25 +243,40 @@ func (p *publish) end() {
 
 // message is the publish as rules see it. It shares the packet's memory.
 func (p *publish) message(pk *packets.Packet) *rules.Message {
-	host, _, err := net.SplitHostPort(p.cl.Net.Remote)
+	m := p.h.messageOf(p.cl, pk, p.received)
+	if p.entry != nil {
+		ctx := p.entry.Context()
+		m.TraceID, m.SW8 = ctx.TraceID, ctx.Carrier().SW8
+	}
+	return m
+}
+
+// wantsOrigin says whether a rule selects from what tells of dropped messages.
+func (h *hook) wantsOrigin() bool {
+	return h.wanting(rules.MessageDropped) != nil || h.wanting(rules.DeliveryDropped) != nil
+}
+
+// messageOf is what the client publishes as rules see it, but for the trace. It shares the packet's memory.
+func (h *hook) messageOf(cl *mqtt.Client, pk *packets.Packet, received time.Time) *rules.Message {
+	host, _, err := net.SplitHostPort(cl.Net.Remote)
 	if err != nil {
-		host = p.cl.Net.Remote
+		host = cl.Net.Remote
 	}
 	props := &pk.Properties
 	m := &rules.Message{
-		ID:              p.h.ids.next(),
-		ClientID:        p.cl.ID,
-		Username:        string(p.cl.Properties.Username),
-		HasUsername:     len(p.cl.Properties.Username) > 0,
-		Topic:           p.topic,
+		ID:              h.ids.next(),
+		ClientID:        cl.ID,
+		Username:        string(cl.Properties.Username),
+		HasUsername:     len(cl.Properties.Username) > 0,
+		Topic:           pk.TopicName,
 		Payload:         pk.Payload,
-		QoS:             p.qos,
+		QoS:             pk.FixedHeader.Qos,
 		Retain:          pk.FixedHeader.Retain,
 		Dup:             pk.FixedHeader.Dup,
-		Timestamp:       p.received,
+		Timestamp:       received,
 		PeerHost:        host,
-		PeerName:        p.cl.Net.Remote,
-		Node:            p.h.o.Node,
+		PeerName:        cl.Net.Remote,
+		Node:            h.o.Node,
 		ContentType:     props.ContentType,
 		ResponseTopic:   props.ResponseTopic,
 		CorrelationData: props.CorrelationData,
@@ -260,10 +285,6 @@ func (p *publish) message(pk *packets.Packet) *rules.Message {
 	}
 	for _, u := range props.User {
 		m.UserProperties = append(m.UserProperties, [2]string{u.Key, u.Val})
-	}
-	if p.entry != nil {
-		ctx := p.entry.Context()
-		m.TraceID, m.SW8 = ctx.TraceID, ctx.Carrier().SW8
 	}
 	return m
 }
@@ -282,16 +303,23 @@ func (m *messageIDs) next() string {
 	return hex.EncodeToString(id[:])
 }
 
+// source is what rules have matched, as records tell of it.
+type source struct {
+	topic, clientID string
+	at              time.Time
+	origin          string // of the trace, as a metric label
+}
+
 // records are what the matches owe, each match with a LocalSpan under the entry. Those end with it unless they are ended
 // before.
-func (p *publish) records(set *rules.Set, matches []rules.Match, matching time.Time) ([]bridge.Record, []tracectx.Span) {
-	ctx := p.entry.Context()
+func (h *hook) records(set *rules.Set, matches []rules.Match, entry tracectx.Span, of source, matching time.Time) ([]bridge.Record, []tracectx.Span) {
+	ctx := entry.Context()
 	carrier := ctx.Carrier()
 	records := make([]bridge.Record, 0, len(matches))
 	spans := make([]tracectx.Span, 0, len(matches))
 	for _, m := range matches {
-		p.h.metrics.matches.WithLabelValues(m.Rule.Name, p.origin()).Inc()
-		spans = append(spans, p.entry.StartLocal(tracectx.SpanOptions{Operation: "rule/" + m.Rule.Name, Start: matching}))
+		h.metrics.matches.WithLabelValues(m.Rule.Name, of.origin).Inc()
+		spans = append(spans, entry.StartLocal(tracectx.SpanOptions{Operation: "rule/" + m.Rule.Name, Start: matching}))
 		for _, d := range m.Deliveries {
 			records = append(records, bridge.Record{
 				ID:          d.ID,
@@ -301,9 +329,9 @@ func (p *publish) records(set *rules.Set, matches []rules.Match, matching time.T
 				Lane:        d.Lane,
 				Ordered:     d.Ordered,
 				Body:        d.Body,
-				Topic:       p.topic,
-				ClientID:    p.cl.ID,
-				Published:   p.received,
+				Topic:       of.topic,
+				ClientID:    of.clientID,
+				Published:   of.at,
 				SW8:         carrier.SW8,
 				Correlation: carrier.Correlation,
 				TraceID:     ctx.TraceID,

@@ -118,6 +118,8 @@ func (c *rawClient) trySend(pk packets.Packet) error {
 		err = pk.PublishEncode(&b)
 	case packets.Subscribe:
 		err = pk.SubscribeEncode(&b)
+	case packets.Unsubscribe:
+		err = pk.UnsubscribeEncode(&b)
 	case packets.Pingreq:
 		err = pk.PingreqEncode(&b)
 	case packets.Puback:
@@ -193,6 +195,8 @@ func (c *rawClient) tryRead() (packets.Packet, error) {
 		err = pk.PubcompDecode(body)
 	case packets.Suback:
 		err = pk.SubackDecode(body)
+	case packets.Unsuback:
+		err = pk.UnsubackDecode(body)
 	case packets.Disconnect:
 		err = pk.DisconnectDecode(body)
 	case packets.Pingresp:

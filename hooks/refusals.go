@@ -145,7 +145,9 @@ func (r *refusals) release(quit <-chan struct{}, closeConn func(*guard.Conn)) {
 func (r *refusals) begin() []*guard.Conn {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.log.Info("accepting matching publishes again", "refused", r.count, "connections_to_close", len(r.conns))
+	if r.count > 0 || len(r.conns) > 0 { // else it was events that there was no room for
+		r.log.Info("accepting matching publishes again", "refused", r.count, "connections_to_close", len(r.conns))
+	}
 	r.released, r.count = time.Now(), 0
 	clear(r.lacking)
 	return slices.Collect(maps.Keys(r.conns))

@@ -253,7 +253,17 @@ func (s *Server) closeRefused(c *guard.Conn) {
 // disconnect closes a connection, with an MQTT 5 client's DISCONNECT as its last frame. It
 // doesn't use mochi's DisconnectClient: that also stops the client, whose worker may be in the middle of a packet.
 func (s *Server) disconnect(c *guard.Conn, code packets.Code, by time.Time) {
+	s.disconnectFor(reasonName(code.Code), c, code, by)
+}
+
+// disconnectFor is disconnect for a reason that events name so.
+func (s *Server) disconnectFor(why string, c *guard.Conn, code packets.Code, by time.Time) {
 	cl, ok := s.client(c)
+	if ok {
+		if owner := connectionOf(cl); owner != nil {
+			owner.endedFor(why)
+		}
+	}
 	if !ok || cl.Properties.ProtocolVersion < 5 {
 		_ = c.Close() // in MQTT 3.1.1 servers send no DISCONNECT
 		return

@@ -33,6 +33,7 @@ type subscribers struct {
 	index    *mqtt.TopicsIndex
 	clients  *mqtt.Clients
 	counters sessions.Counters
+	observer func(*subscriber) sessions.Observer // of what is dropped later
 
 	// version changes with whatever the subscribers of a topic name depend on, before the client that has changed it
 	// is answered.
@@ -138,11 +139,13 @@ func (s *subscribers) open(who auth.Client, resumed bool) *subscriber {
 		}
 		// Another name or listener: the session goes on, for whom the ACL knows now.
 		sub := &subscriber{who: who, session: old.session}
+		sub.session.Observe(s.observer(sub))
 		s.byID[who.ID] = sub
 		s.version.Add(1)
 		return sub
 	}
 	sub := &subscriber{who: who, session: sessions.New(&s.counters)}
+	sub.session.Observe(s.observer(sub))
 	s.byID[who.ID] = sub
 	if old != nil {
 		old.session.End()

@@ -107,13 +107,20 @@ func (h *hook) takeOver(cl *mqtt.Client, c *guard.Conn) bool {
 	if !ok {
 		return true
 	}
-	h.server.disconnect(before, packets.ErrSessionTakenOver, time.Now().Add(farewell))
+	why := reasonTakenOver
+	if cl.Properties.Clean {
+		why = reasonDiscarded
+	}
+	h.server.disconnectFor(why, before, packets.ErrSessionTakenOver, time.Now().Add(farewell))
 	select {
 	case <-before.Settled():
 		return true
 	case <-ctx.Done():
 	}
 	h.log.Warn("a session is taken over before its last connection has ended", "client", cl.ID, "waited", takeoverWait)
+	if c := connectionOf(old); c != nil {
+		c.gone(why, nil) // before this client is told of; its own end comes too late
+	}
 	// What its acknowledgements stand for is not known to be on disk: the client sends it again.
 	for _, pk := range old.State.Inflight.GetAll(false) {
 		h.forgetAck(old, pk.PacketID)

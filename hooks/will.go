@@ -5,6 +5,8 @@ import (
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/throughline-mqtt/throughline/tracectx"
 )
 
 // will is a client's, as its CONNECT had it.
@@ -40,9 +42,19 @@ func (h *hook) publishWill(cl *mqtt.Client, w *will) {
 	if !mqtt.IsValidFilter(w.packet.TopicName, true) || !h.OnACLCheck(cl, w.packet.TopicName, true) {
 		return
 	}
+	publish := func() {
+		now := time.Now()
+		from := origin{client: true}
+		if h.wantsOrigin() {
+			from.message = h.messageOf(cl, &w.packet, now)
+		}
+		if _, taken := h.deliverFrom(from, cl.ID, &w.packet, now); !taken && from.message != nil {
+			h.noSubscribers(cl, from.message, tracectx.Context{})
+		}
+	}
 	delay := min(w.delay, time.Duration(cl.Properties.Props.SessionExpiryInterval)*time.Second)
 	if delay == 0 {
-		h.deliver(cl.ID, &w.packet, time.Now())
+		publish()
 		return
 	}
 	if now, ok := h.server.mochi.Clients.Get(cl.ID); !ok || now != cl {
@@ -54,6 +66,6 @@ func (h *hook) publishWill(cl *mqtt.Client, w *will) {
 				h.panicked("publishWill", cl, cause)
 			}
 		}()
-		h.deliver(cl.ID, &w.packet, time.Now())
+		publish()
 	})
 }

@@ -20,6 +20,11 @@ type Message struct {
 	Properties []byte
 	// Expires is when the message is worth nothing any more; zero: never [MQTT-3.3.2-5].
 	Expires time.Time
+
+	// Origin is what the server wants to know of the message when it is dropped; sessions don't look at it.
+	Origin any
+	// Unwatched says that observers are not told when it is dropped.
+	Unwatched bool
 }
 
 // Expired reports whether the message is worth nothing any more.

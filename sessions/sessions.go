@@ -84,6 +84,31 @@ func (c *Counters) Dropped() uint64 {
 	return c.QueueFull.Load() + c.Congested.Load() + c.TooLarge.Load() + c.Expired.Load()
 }
 
+// Reason says why a message was not delivered.
+type Reason string
+
+// The reasons there are, those that EMQX has too under its names.
+const (
+	QueueFull Reason = "queue_full" // MaxQueued or MaxQueuedBytes was reached, or MaxQueuedRetained
+	QoS0      Reason = "qos0_msg"   // the client is not connected, or doesn't take what waits for it
+	Expired   Reason = "expired"
+	TooLarge  Reason = "too_large" // beyond the client's Maximum Packet Size
+)
+
+// Drop is a delivery that was not made.
+type Drop struct {
+	Delivery
+	Reason Reason
+}
+
+// Observer is told what a session drops later than in Deliver, whose Result says it. Its methods must not call the session.
+type Observer interface {
+	// Watching says whether drops are to be remembered at all. It is called with the session locked, and must not block.
+	Watching() bool
+	// Dropped gets the drops of one call, without locks.
+	Dropped([]Drop)
+}
+
 // Delivery is a message as one subscriber gets it.
 type Delivery struct {
 	Message         *Message
@@ -134,6 +159,9 @@ type Session struct {
 	fleeting    int  // how many in the queue are of QoS 0
 	full        bool // the last message was dropped for want of room
 
+	observer Observer // nil: nobody wants to know
+	drops    []Drop   // for it, once the lock is released
+
 	blockedAt time.Time // when conn had enough to write
 	rate      rate      // at which the client takes what is queued
 }
@@ -160,6 +188,30 @@ func (r *rate) well(now time.Time) bool { return r.healthy && now.Sub(r.begin) <
 // New returns a session without a connection. The counters are required.
 func New(c *Counters) *Session { return &Session{counters: c} }
 
+// Observe makes o the session's observer.
+func (s *Session) Observe(o Observer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.observer = o
+}
+
+// unlock releases the lock, and tells the observer what was dropped under it.
+func (s *Session) unlock() {
+	drops, o := s.drops, s.observer
+	s.drops = nil
+	s.mu.Unlock()
+	if len(drops) > 0 {
+		o.Dropped(drops)
+	}
+}
+
+// dropped notes a drop for the observer; "" is none.
+func (s *Session) dropped(d *Delivery, why Reason) {
+	if why != "" && s.observer != nil && !d.Message.Unwatched && s.observer.Watching() {
+		s.drops = append(s.drops, Drop{*d, why})
+	}
+}
+
 // ConnOptions describe the client's side of a connection.
 type ConnOptions struct {
 	V5                bool // MQTT 5, or else 3.1 or 3.1.1
@@ -171,7 +223,7 @@ type ConnOptions struct {
 // what has waited.
 func (s *Session) Attach(c Conn, o ConnOptions) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	s.conn, s.v5, s.largest = c, o.V5, o.MaximumPacketSize
 	s.window = MaxInflight
 	if o.ReceiveMaximum > 0 {
@@ -185,7 +237,7 @@ func (s *Session) Attach(c Conn, o ConnOptions) {
 // Detach makes the session keep what comes, if c is what it delivers through, and reports that.
 func (s *Session) Detach(c Conn) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if s.conn != c {
 		return false
 	}
@@ -194,6 +246,7 @@ func (s *Session) Detach(c Conn) bool {
 		s.queue = slices.DeleteFunc(s.queue[s.head:], func(d Delivery) bool {
 			if d.QoS == 0 {
 				s.account(&d, -1)
+				s.dropped(&d, QoS0)
 			}
 			return d.QoS == 0
 		})
@@ -225,6 +278,8 @@ type Result struct {
 	Full bool // it was dropped for want of room, the first since there was some
 	// Pause is how long the publisher should wait before its next message for the client to keep up: zero unless that would help.
 	Pause time.Duration
+	// Dropped is why the message will not be delivered; "": it was sent, or waits, or the session has ended.
+	Dropped Reason
 }
 
 // Deliver sends the message or keeps it. A message of QoS 0 is dropped if there is no connection. e is the encoder of
@@ -233,12 +288,15 @@ func (s *Session) Deliver(d Delivery, e *Encoder) Result {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.ended, s.conn == nil && d.QoS == 0:
+	case s.ended:
 		return Result{}
+	case s.conn == nil && d.QoS == 0:
+		return Result{Dropped: QoS0}
 	case d.QoS == 0 && !d.Stored && s.stored == 0: // else it waits its turn: one of those may be of the same topic
 		return s.deliverOnce(d, e)
 	case s.head == len(s.queue) && s.ready():
-		return Result{Sent: s.launch(d, e)}
+		sent, why := s.launch(d, e)
+		return Result{Sent: sent, Dropped: why}
 	}
 	full := s.live() >= MaxQueued || s.queuedBytes+d.size() > MaxQueuedBytes
 	if d.Stored {
@@ -248,6 +306,7 @@ func (s *Session) Deliver(d Delivery, e *Encoder) Result {
 	s.full = full
 	if full {
 		s.counters.QueueFull.Add(1)
+		r.Dropped = QueueFull
 	} else {
 		s.push(d)
 	}
@@ -262,20 +321,24 @@ func (s *Session) deliverOnce(d Delivery, e *Encoder) (r Result) {
 	if s.blocked {
 		if time.Since(s.blockedAt) > flushTime {
 			s.counters.Congested.Add(1)
+			r.Dropped = QoS0
 			return r
 		}
 		r.Pause = maxPause / 2 // and it goes out, if there is room
 	}
 	if s.expired(&d, e) {
+		r.Dropped = Expired
 		return r
 	}
 	frame, _, ok := s.encode(&d, e)
 	if !ok {
+		r.Dropped = TooLarge
 		return r
 	}
 	taken, more := s.conn.Offer(frame)
 	if !taken {
 		s.counters.Congested.Add(1)
+		r.Dropped = QoS0
 	}
 	s.block(more)
 	r.Sent = taken
@@ -287,24 +350,24 @@ func (s *Session) ready() bool {
 	return s.conn != nil && !s.blocked && s.out == len(s.flights) && s.out < s.window && s.flightBytes < MaxInflightBytes
 }
 
-// launch sends the delivery, with a packet identifier unless it is of QoS 0.
-func (s *Session) launch(d Delivery, e *Encoder) bool {
+// launch sends the delivery, with a packet identifier unless it is of QoS 0, or says why not.
+func (s *Session) launch(d Delivery, e *Encoder) (sent bool, why Reason) {
 	if s.expired(&d, e) {
-		return false
+		return false, Expired
 	}
 	frame, idAt, ok := s.encode(&d, e)
 	if !ok {
-		return false
+		return false, TooLarge
 	}
 	if d.QoS == 0 {
-		return s.send(frame, 0, 0)
+		return s.send(frame, 0, 0), ""
 	}
 	f := flight{Delivery: d, id: s.nextID()}
 	f.sent = s.send(frame, idAt, f.id)
 	s.flights = append(s.flights, f)
 	s.flightBytes += d.size()
 	s.out++
-	return f.sent
+	return f.sent, ""
 }
 
 // expired reports whether the client is not to get the message any more, and counts it.
@@ -364,7 +427,8 @@ func (s *Session) pump() {
 	for s.ready() && s.head < len(s.queue) {
 		d := s.pop()
 		e.Reset(d.Message)
-		s.launch(d, e)
+		_, why := s.launch(d, e)
+		s.dropped(&d, why)
 	}
 }
 
@@ -378,11 +442,13 @@ func (s *Session) relaunch(e *Encoder) {
 	}
 	e.Reset(f.Message)
 	if !f.sent && s.expired(&f.Delivery, e) { // one that was sent is completed, however long that takes
+		s.dropped(&f.Delivery, Expired)
 		s.land(s.out)
 		return
 	}
 	frame, idAt, ok := s.encode(&f.Delivery, e)
 	if !ok {
+		s.dropped(&f.Delivery, TooLarge)
 		s.land(s.out)
 		return
 	}
@@ -397,7 +463,7 @@ func (s *Session) relaunch(e *Encoder) {
 // What doesn't fit any message is answered as MQTT 5 demands (4.3.3), and changes nothing.
 func (s *Session) Acknowledged(c Conn, kind byte, id uint16, reason byte) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if s.conn == nil || s.conn != c {
 		return
 	}
@@ -449,7 +515,7 @@ const keptFlights = 8
 // Drained is to be called, without locks of c's, when more may follow through c.
 func (s *Session) Drained(c Conn) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if s.conn == nil || s.conn != c {
 		return
 	}

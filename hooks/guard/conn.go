@@ -46,6 +46,7 @@ type Conn struct {
 	flushed chan struct{} // closed when what was written before Close has gone, or never will
 
 	commitFailed atomic.Bool
+	stalled      atomic.Bool
 	unsettled    atomic.Int64  // the joined commits that are not done, and one for the server
 	settled      chan struct{} // closed when unsettled is zero
 
@@ -109,10 +110,11 @@ func (c *Conn) SetReceiver(r Receiver) {
 	}
 }
 
-// SetOwner keeps something of the server's with the connection. It is for the goroutine that reads, as Owner is.
+// SetOwner keeps something of the server's with the connection. It is for the goroutine that reads.
 func (c *Conn) SetOwner(owner any) { c.owner = owner }
 
-// Owner is what SetOwner was given, nil if nothing.
+// Owner is what SetOwner was given, nil if nothing. Others than that goroutine may ask too, if they have learned of the connection after
+// it was set.
 func (c *Conn) Owner() any { return c.owner }
 
 // ErrNothingReady is what Read returns when it has given everything that Next has made ready.
@@ -267,6 +269,9 @@ func (c *Conn) Join(commit Commit, done func(error)) {
 // CommitFailed reports whether a commit that was joined has failed. It does before that Join's done is called.
 func (c *Conn) CommitFailed() bool { return c.commitFailed.Load() }
 
+// Stalled reports whether the connection was closed because its peer took nothing of what waited for it.
+func (c *Conn) Stalled() bool { return c.stalled.Load() }
+
 // Settled is closed when the server has let go of the connection and all commits that it joined are done.
 func (c *Conn) Settled() <-chan struct{} { return c.settled }
 
@@ -287,6 +292,7 @@ func (c *Conn) Panicked(cause any) {
 func (c *Conn) failed(cause error) {
 	var stalled *StallError
 	if errors.As(cause, &stalled) && !c.closed.Load() {
+		c.stalled.Store(true)
 		c.guard.metrics.stalled.Inc()
 		c.guard.log.Warn("connection closed", "client", c.ClientID(), "remote", c.RemoteAddr().String(), "error", cause)
 	}
