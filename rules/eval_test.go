@@ -15,7 +15,14 @@ func evalLine(t *testing.T, sql, event string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(rules.Eval(line, func() time.Time { return time.UnixMilli(1_700_000_000_005).UTC() }))
+	return evalText(string(line))
+}
+
+// vectorClock is the time at which statements run.
+var vectorClock = time.UnixMilli(1_700_000_000_005).UTC()
+
+func evalText(line string) string {
+	return string(rules.Eval([]byte(line), func() time.Time { return vectorClock }))
 }
 
 // published is an event with the payload given, on topic fleet/v7/telemetry.
