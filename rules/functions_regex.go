@@ -13,8 +13,8 @@ import (
 // time. One that is a constant is compiled when the rule is loaded and hangs at
 // the value; others may come from a message, so their size and number are bounded.
 const (
-	maxPattern      = 1 << 10 // bytes
-	maxInstructions = 1 << 10 // what the text costs for each of its bytes
+	maxPattern      = 1 << 9 // bytes
+	maxInstructions = 1 << 9 // what each byte of the text may cost
 	keptPatterns    = 64
 	maxConstantSize = 1 << 14 // instructions of a constant pattern
 )

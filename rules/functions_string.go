@@ -61,9 +61,9 @@ func trimRight(_ *env, args []value) (value, error) {
 	if len(args) == 1 {
 		return str(strings.TrimRightFunc(s, isSpace)), nil
 	}
-	for chars := args[1].s; s != ""; {
+	for chars := charsOf(args[1].s); s != ""; {
 		_, n := utf8.DecodeLastRuneInString(s)
-		if !hasChar(chars, s[len(s)-n:]) {
+		if !chars.has(s[len(s)-n:]) {
 			break
 		}
 		s = s[:len(s)-n]
@@ -71,17 +71,36 @@ func trimRight(_ *env, args []value) (value, error) {
 	return str(s), nil
 }
 
-// hasChar is strings.Contains for one character, which may be a byte that is no
-// UTF-8: one must not be found within another character.
-func hasChar(chars, char string) bool {
-	for chars != "" {
-		_, n := utf8.DecodeRuneInString(chars)
-		if chars[:n] == char {
-			return true
+// charSet is the characters of a string, bytes that are no UTF-8 among them. A
+// string is looked at once, since both it and the one that it is looked for in may
+// be as long as a payload.
+type charSet struct {
+	ascii [utf8.RuneSelf]bool
+	other map[string]bool
+}
+
+func charsOf(s string) *charSet {
+	set := &charSet{}
+	for s != "" {
+		_, n := utf8.DecodeRuneInString(s)
+		if s[0] < utf8.RuneSelf {
+			set.ascii[s[0]] = true
+		} else {
+			if set.other == nil {
+				set.other = map[string]bool{}
+			}
+			set.other[s[:n]] = true
 		}
-		chars = chars[n:]
+		s = s[n:]
 	}
-	return false
+	return set
+}
+
+func (set *charSet) has(char string) bool {
+	if char[0] < utf8.RuneSelf {
+		return set.ascii[char[0]]
+	}
+	return set.other[char]
 }
 
 // graphemes are the characters that a reader sees. Only the line break CR LF makes
@@ -217,19 +236,19 @@ func tokens(_ *env, args []value) (value, error) {
 	if err := textsOf(args[:2]...); err != nil {
 		return value{}, err
 	}
-	separators := args[1].s
+	separators := charsOf(args[1].s)
 	if len(args) == 3 {
 		if _, err := wordOf(args[2], "nocrlf"); err != nil {
 			return value{}, err
 		}
-		separators += "\r\n"
+		separators.ascii['\r'], separators.ascii['\n'] = true, true
 	}
 	var parts []value
 	s, start := args[0].s, 0
 	for i := 0; i <= len(s); {
 		n := 1
 		if i < len(s) {
-			if _, n = utf8.DecodeRuneInString(s[i:]); !hasChar(separators, s[i:i+n]) {
+			if _, n = utf8.DecodeRuneInString(s[i:]); !separators.has(s[i:i+n]) {
 				i += n
 				continue
 			}

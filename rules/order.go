@@ -157,6 +157,9 @@ func identical(l, r value) bool {
 	case kindList:
 		return slices.EqualFunc(l.list(), r.list(), identical)
 	case kindObject:
+		if len(l.object().members) != len(r.object().members) {
+			return false // before anything is sorted
+		}
 		return slices.EqualFunc(l.object().sorted(), r.object().sorted(), func(a, b member) bool {
 			return a.key == b.key && identical(a.val, b.val)
 		})
