@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/big"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -173,4 +174,38 @@ func (m *argumentMaker) value(depth int) value {
 		return objectOf(o)
 	}
 	return str(m.text())
+}
+
+// CallsOf are the calls in a statement, each as name/number of arguments.
+func CallsOf(sql string) (calls []string) {
+	var walk func(reflect.Value)
+	walk = func(v reflect.Value) {
+		switch v.Kind() {
+		case reflect.Pointer, reflect.Interface:
+			if v.IsNil() {
+				return
+			}
+			if v.Type() == reflect.TypeFor[*call]() {
+				calls = append(calls, fmt.Sprintf("%s/%d", v.Elem().FieldByName("name"), v.Elem().FieldByName("args").Len()))
+			}
+			walk(v.Elem())
+		case reflect.Struct:
+			for i := range v.NumField() {
+				walk(v.Field(i))
+			}
+		case reflect.Slice:
+			for i := range v.Len() {
+				walk(v.Index(i))
+			}
+		}
+	}
+	walk(reflect.ValueOf(parse(sql, func(diagnostic) {})))
+	return calls
+}
+
+// KeptPatterns is how many patterns are kept that were no constants.
+func KeptPatterns() int {
+	patterns.Lock()
+	defer patterns.Unlock()
+	return len(patterns.compiled)
 }

@@ -248,7 +248,7 @@ func tokens(_ *env, args []value) (value, error) {
 	for i := 0; i <= len(s); {
 		n := 1
 		if i < len(s) {
-			if _, n = utf8.DecodeRuneInString(s[i:]); !separators.has(s[i:i+n]) {
+			if _, n = utf8.DecodeRuneInString(s[i:]); !separators.has(s[i : i+n]) {
 				i += n
 				continue
 			}

@@ -1,10 +1,70 @@
 package rules_test
 
 import (
+	"fmt"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/throughline-mqtt/throughline/rules"
 )
+
+// TestFunctionVectors: every function has a vector with an answer for every number
+// of arguments that it takes.
+func TestFunctionVectors(t *testing.T) {
+	paths, err := filepath.Glob("testdata/vectors/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	called := map[string]bool{}
+	for _, path := range paths {
+		for _, v := range readVectors(t, path).Vectors {
+			if v.Value == "" {
+				continue
+			}
+			for _, call := range rules.CallsOf(v.statement()) {
+				called[call] = true
+			}
+		}
+	}
+	for _, name := range rules.FunctionNames() {
+		arity := rules.Arity(name)
+		if arity[1] < 0 {
+			arity[1] = arity[0] + 2
+		}
+		for n := arity[0]; n <= arity[1]; n++ {
+			if call := fmt.Sprintf("%s/%d", name, n); !called[call] {
+				t.Errorf("no vector for %s", call)
+			}
+		}
+	}
+}
+
+// TestLocalTime: local is the zone of the clock.
+func TestLocalTime(t *testing.T) {
+	zone := time.FixedZone("", -(3*3600 + 30*60))
+	const line = `{"sql":"SELECT now_rfc3339('millisecond') AS now, unix_ts_to_rfc3339(0) AS at, timezone_to_second('local') AS east, format_date('second', 'local', '%H:%M %z', 0) AS date, date_to_unix_ts('second', 'local', '%Y-%m-%d', '1970-01-01') AS ts FROM \"t\""}`
+	const want = `{"matched":true,"rows":[{"now":"2023-11-14T18:43:20.005-03:30","at":"1969-12-31T20:30:00-03:30","east":-12600,"date":"20:30 -0330","ts":12600}]}`
+	if got := string(rules.Eval([]byte(line), func() time.Time { return vectorClock.In(zone) })); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+// TestPatternCache: patterns that come from messages do not pile up, and one that is
+// thrown away still matches.
+func TestPatternCache(t *testing.T) {
+	for range 2 {
+		for i := range 1000 {
+			line := fmt.Sprintf(`{"sql":"SELECT regex_match('n%d', payload) AS x FROM \"t\"","event":{"payload":"^n%d$"}}`, i, i)
+			if got, want := string(rules.Eval([]byte(line), nil)), `{"matched":true,"rows":[{"x":true}]}`; got != want {
+				t.Fatalf("%s: %s", line, got)
+			}
+		}
+	}
+	if n := rules.KeptPatterns(); n > 64 {
+		t.Errorf("%d patterns are kept", n)
+	}
+}
 
 // FuzzFunctions: whatever the arguments, a function answers or fails as a rule
 // does, never makes more than it may, and takes a constant as it takes a variable.

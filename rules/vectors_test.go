@@ -17,7 +17,7 @@ import (
 
 // minVectors is how many vectors there are at least: a file that is no longer read
 // shows.
-const minVectors = 30
+const minVectors = 600
 
 // vectorFile is one file of testdata/vectors, named after what it is about:
 //
