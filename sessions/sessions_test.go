@@ -525,3 +525,111 @@ type sink struct{}
 
 func (sink) Send([]byte, int, uint16) (bool, error) { return true, nil }
 func (sink) Offer([]byte) (bool, bool)              { return true, true }
+
+// watcher remembers the drops that it is told, in short words.
+type watcher struct {
+	session *sessions.Session
+	blind   bool
+	got     []string
+}
+
+func (w *watcher) Watching() bool { return !w.blind }
+
+func (w *watcher) Dropped(drops []sessions.Drop) {
+	w.session.Online() // the lock is free
+	for _, d := range drops {
+		w.got = append(w.got, string(d.Reason)+" "+string(d.Message.Payload))
+	}
+}
+
+func TestDrops(t *testing.T) {
+	send := func(s *sessions.Session, qos byte, payload string, expires time.Duration) sessions.Reason {
+		m := &sessions.Message{Topic: "a", Payload: []byte(payload), QoS: qos}
+		if expires > 0 {
+			m.Expires = time.Now().Add(expires)
+		}
+		e := sessions.NewEncoder(m)
+		defer e.Release()
+		return s.Deliver(sessions.Delivery{Message: m, QoS: qos}, e).Dropped
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s, w, _ := online(sessions.ConnOptions{ReceiveMaximum: 1, MaximumPacketSize: 20})
+		seen := &watcher{session: s}
+		s.Observe(seen)
+		long := strings.Repeat("x", 30)
+		for _, tt := range []struct {
+			qos     byte
+			payload string
+			want    sessions.Reason
+		}{{0, "zero", ""}, {0, long, sessions.TooLarge}, {1, long, sessions.TooLarge}, {1, "one", ""}, {1, "waits", ""}} {
+			if got := send(s, tt.qos, tt.payload, 0); got != tt.want {
+				t.Errorf("QoS %d %s: dropped for %q, want %q", tt.qos, tt.payload, got, tt.want)
+			}
+		}
+		if got := send(s, 1, "perishes", time.Second); got != "" {
+			t.Errorf("dropped for %q", got)
+		}
+		if got := send(s, 1, long+"later", 0); got != "" {
+			t.Errorf("dropped for %q before its turn", got)
+		}
+		w.full = true
+		if got := send(s, 0, "congested", 0); got != sessions.QoS0 {
+			t.Errorf("dropped for %q", got)
+		}
+		if len(seen.got) > 0 {
+			t.Errorf("told %q, which Deliver has said", seen.got)
+		}
+		time.Sleep(time.Second)
+		s.Drained(w)
+		s.Acknowledged(w, puback, 1, 0)
+		s.Acknowledged(w, puback, 2, 0)
+		if want := []string{"expired perishes", "too_large " + long + "later"}; !slices.Equal(seen.got, want) {
+			t.Errorf("told %q, want %q", seen.got, want)
+		}
+
+		s.Detach(w)
+		if got := send(s, 0, "offline", 0); got != sessions.QoS0 {
+			t.Errorf("dropped for %q", got)
+		}
+		send(s, 1, "a", time.Second)
+		send(s, 1, "unseen", time.Second)
+		time.Sleep(time.Second)
+		seen.got = nil
+		seen.blind = true
+		s.Attach(new(wire), sessions.ConnOptions{})
+		if len(seen.got) > 0 {
+			t.Errorf("told %q though nobody watches", seen.got)
+		}
+	})
+	t.Run("queue", func(t *testing.T) {
+		s := sessions.New(new(sessions.Counters))
+		for range sessions.MaxQueued {
+			if got := send(s, 1, "x", 0); got != "" {
+				t.Fatalf("dropped for %q", got)
+			}
+		}
+		if got := send(s, 1, "x", 0); got != sessions.QueueFull {
+			t.Errorf("dropped for %q", got)
+		}
+		s.End()
+		if got := send(s, 1, "x", 0); got != "" {
+			t.Errorf("a session that has ended drops for %q", got)
+		}
+	})
+	t.Run("what nobody is to be told of", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := sessions.New(new(sessions.Counters))
+			seen := &watcher{session: s}
+			s.Observe(seen)
+			m := &sessions.Message{Topic: "a", QoS: 1, Unwatched: true, Expires: time.Now().Add(time.Second)}
+			e := sessions.NewEncoder(m)
+			defer e.Release()
+			s.Deliver(sessions.Delivery{Message: m, QoS: 1}, e)
+			time.Sleep(time.Second)
+			s.Attach(new(wire), sessions.ConnOptions{})
+			if len(seen.got) > 0 {
+				t.Errorf("told %q", seen.got)
+			}
+		})
+	})
+}
