@@ -61,9 +61,16 @@ type step struct {
 	kind     stepKind
 	key      string
 	quoted   bool // "key" as a root
-	index    int  // stepIndex; 1-based, negative from the end
+	index    int  // stepIndex, and the first of stepRange; 1-based, negative from the end
 	negative bool // tells -0, which appends, from 0
+	last     int  // of stepRange
+	of       *ref // stepDynamic
+	// at answers the index of a stepDynamic, once the step is compiled.
+	at evalFn
 }
+
+// isFixed reports whether the step alone says where it leads. Others may fail.
+func (s *step) isFixed() bool { return s.kind == stepKey || s.kind == stepIndex }
 
 // root is the column or output that the path starts from.
 func (r *ref) root() step { return r.steps[0] }
@@ -81,6 +88,7 @@ func (r *ref) keys() (path []string, ok bool) {
 
 type call struct {
 	span
+	module string // Module.func(...); "": none
 	name   string
 	nameAt span
 	args   []expr
@@ -120,6 +128,7 @@ type list struct {
 // rangeList is [m..n], a list of integers.
 type rangeList struct {
 	span
+	first, last int
 }
 
 // caseOf is CASE in both forms: subject is nil in the searched one.
@@ -161,8 +170,10 @@ func (r *ref) text() string {
 			b.WriteString(s.key)
 		case stepIndex:
 			fmt.Fprintf(&b, "[%d]", s.index)
-		default:
-			b.WriteString("[...]")
+		case stepRange:
+			fmt.Fprintf(&b, "[%d..%d]", s.index, s.last)
+		case stepDynamic:
+			fmt.Fprintf(&b, "[%s]", s.of.text())
 		}
 	}
 	return b.String()

@@ -27,7 +27,8 @@ type program struct {
 // output is one item of SELECT, DO or FOREACH.
 type output struct {
 	eval   evalFn // nil: *
-	target []step
+	target []step // without ranges
+	looks  bool   // an index of target is looked up
 }
 
 // compile turns a statement's text into a program. Every mistake is reported; the
@@ -61,6 +62,7 @@ type compiler struct {
 	layers            []*layer // what a reference is looked up in before the row
 	inWhere           bool
 	whereReadsOutputs bool
+	ranged            int // elements of all [m..n]
 	// selectMayRead: it depends on an output called payload whether SELECT reads
 	// into the message's.
 	selectMayRead bool
@@ -93,10 +95,6 @@ func (c *compiler) fail(at span, name, hint, format string, args ...any) {
 
 func (c *compiler) warn(at span, name, hint, format string, args ...any) {
 	c.report(diagnostic{span: at, severity: Warning, name: name, hint: hint, message: fmt.Sprintf(format, args...)})
-}
-
-func (c *compiler) unsupported(at span, what string) {
-	c.fail(at, "not-supported-yet", "", "%s is not supported yet", what)
 }
 
 func (c *compiler) from(st *statement) {
@@ -136,7 +134,10 @@ func (c *compiler) item(i int, it item, into *layer) (output, bool) {
 		return output{}, false
 	}
 	// A reference to an output of the same item is one to an earlier output.
-	o := output{c.value(it.x), target}
+	o := output{eval: c.value(it.x), target: target}
+	for i := range target {
+		o.looks = o.looks || target[i].kind == stepDynamic
+	}
 	into.writes = append(into.writes, write{target, same})
 	return o, true
 }
@@ -155,7 +156,12 @@ func (c *compiler) target(i int, it item) (path []step, same bool) {
 		switch x := it.x.(type) {
 		case *ref:
 			_, plain := x.keys()
-			return x.steps, plain
+			steps := x.steps
+			if last := len(steps) - 1; steps[last].kind == stepRange {
+				steps = steps[:last] // what is cut out takes the place of the list
+			}
+			steps, _ = c.lookups(steps)
+			return steps, plain
 		case *literal:
 			if x.val.kind == kindString {
 				return []step{{kind: stepKey, key: x.val.s}}, false
@@ -163,26 +169,67 @@ func (c *compiler) target(i int, it item) (path []step, same bool) {
 		}
 		return []step{{kind: stepKey, key: fmt.Sprintf("item_%d", i+1)}}, false
 	}
-	for _, s := range it.alias.steps {
-		if s.kind == stepDynamic {
-			c.unsupported(s.span, "an index that is looked up")
-			return nil, false
-		}
-	}
 	if isRef {
 		written, ok1 := it.alias.keys()
 		read, ok2 := from.keys()
 		same = ok1 && ok2 && slices.Equal(written, read)
 	}
-	return it.alias.steps, same
+	path, _ = c.lookups(it.alias.steps)
+	return path, same
+}
+
+// lookups compiles the indexes of a path that are looked up. fixed: there are none,
+// nor a range, so that walking the path cannot fail.
+func (c *compiler) lookups(steps []step) (compiled []step, fixed bool) {
+	if !slices.ContainsFunc(steps, func(s step) bool { return !s.isFixed() }) {
+		return steps, true
+	}
+	compiled = slices.Clone(steps)
+	for i := range compiled {
+		if s := &compiled[i]; s.kind == stepDynamic {
+			s.at = c.index(s.of)
+		}
+	}
+	return compiled, false
+}
+
+// index compiles an index that is looked up: in the row first, in what is only
+// partly written after it.
+func (c *compiler) index(r *ref) evalFn {
+	c.checkPath(r)
+	rest, fixed := c.lookups(r.steps[1:])
+	eval := rowPath(r, rest, fixed)
+	for _, l := range slices.Backward(c.layers) {
+		if !l.mayDiffer(r) {
+			continue
+		}
+		if l.final {
+			eval = l.read(r, rest, fixed, eval)
+		} else {
+			eval = firstDefined(eval, l.read(r, rest, fixed, undefined))
+		}
+		c.whereReadsOutputs = c.whereReadsOutputs || c.inWhere
+	}
+	return eval
+}
+
+func firstDefined(a, b evalFn) evalFn {
+	return func(e *env) (value, error) {
+		if v, err := a(e); err != nil || v.defined() {
+			return v, err
+		}
+		return b(e)
+	}
 }
 
 // isSafe reports whether x can neither fail nor count anything, the reading of a
 // payload that is no JSON aside.
 func isSafe(x expr) bool {
 	switch x := x.(type) {
-	case *literal, *ref:
+	case *literal:
 		return true
+	case *ref:
+		return !slices.ContainsFunc(x.steps, func(s step) bool { return !s.isFixed() })
 	case *list:
 		return !slices.ContainsFunc(x.elems, func(e expr) bool { return !isSafe(e) })
 	}
@@ -192,23 +239,12 @@ func isSafe(x expr) bool {
 // ref compiles a reference: the outputs first, as far as they can differ from the
 // row, then the row.
 func (c *compiler) ref(r *ref) evalFn {
-	for i, s := range r.steps {
-		switch {
-		case s.kind == stepDynamic:
-			c.unsupported(s.span, "an index that is looked up")
-			return undefined
-		case s.kind == stepRange:
-			c.unsupported(s.span, "a range")
-			return undefined
-		case s.kind == stepIndex && s.index == 0 && i > 0:
-			c.warn(s.span, "index-zero", "the first element is [1], the last [-1]", "index 0 is always undefined")
-		}
-	}
-	c.checkName(r)
-	eval, differs := rowPath(r), false
+	c.checkPath(r)
+	rest, fixed := c.lookups(r.steps[1:])
+	eval, differs := rowPath(r, rest, fixed), false
 	for _, l := range slices.Backward(c.layers) {
 		if l.mayDiffer(r) {
-			eval, differs = l.read(r, eval), true
+			eval, differs = l.read(r, rest, fixed, eval), true
 		}
 	}
 	if !c.inWhere && r.root().key == "payload" && len(r.steps) > 1 {
@@ -218,10 +254,34 @@ func (c *compiler) ref(r *ref) evalFn {
 	return eval
 }
 
+// checkPath warns of what in a path is always undefined.
+func (c *compiler) checkPath(r *ref) {
+	for i, s := range r.steps {
+		switch {
+		case i == 0:
+		case s.kind == stepIndex && s.index == 0:
+			c.warn(s.span, "index-zero", "the first element is [1], the last [-1]", "index 0 is always undefined")
+		case s.kind == stepRange && (s.index == 0 || s.last == 0):
+			c.warn(s.span, "index-zero", "the first element is [1], the last [-1]", "a range from or to index 0 always fails")
+		}
+	}
+	c.checkName(r)
+}
+
 // read compiles a reference to what the layer holds, or else to what below finds.
-func (l *layer) read(r *ref, below evalFn) evalFn {
-	of, root, rest := l.of, r.root().key, r.steps[1:]
+// rest are the compiled steps after the root.
+func (l *layer) read(r *ref, rest []step, fixed bool, below evalFn) evalFn {
+	of, root := l.of, r.root().key
 	hides := l.final && l.writesWhole(root)
+	if !fixed {
+		return func(e *env) (value, error) {
+			v, err := e.walk(of(e).lookup(root), rest)
+			if err != nil || v.defined() || hides {
+				return v, err
+			}
+			return below(e)
+		}
+	}
 	return func(e *env) (value, error) {
 		v := of(e).lookup(root)
 		for i := range rest {
@@ -281,21 +341,33 @@ func (c *compiler) checkName(r *ref) {
 
 // rowPath reads a path of the row. Only the payload must be JSON to be read into;
 // other text that holds none reads as undefined.
-func rowPath(r *ref) evalFn {
-	root, rest := r.root().key, r.steps[1:]
-	if root == "payload" && len(rest) > 0 {
+func rowPath(r *ref, rest []step, fixed bool) evalFn {
+	root := r.root().key
+	read := func(e *env) (value, error) {
+		v := e.column(root)
+		if v.kind == kindString {
+			return e.payloadJSON()
+		}
+		return v, nil
+	}
+	switch {
+	case root != "payload" && !fixed:
+		return func(e *env) (value, error) { return e.walk(e.column(root), rest) }
+	case root == "payload" && !fixed:
 		return func(e *env) (value, error) {
-			v := e.column(root)
-			if v.kind == kindString {
-				var err error
-				if v, err = e.payloadJSON(); err != nil {
-					return value{}, err
-				}
+			v, err := read(e)
+			if err != nil {
+				return value{}, err
 			}
+			return e.walk(v, rest)
+		}
+	case root == "payload" && len(rest) > 0:
+		return func(e *env) (value, error) {
+			v, err := read(e)
 			for i := range rest {
 				v = e.field(v, &rest[i])
 			}
-			return v, nil
+			return v, err
 		}
 	}
 	return func(e *env) (value, error) {

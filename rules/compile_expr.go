@@ -1,6 +1,9 @@
 package rules
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // value compiles an expression.
 func (c *compiler) value(x expr) evalFn {
@@ -37,7 +40,7 @@ func (c *compiler) value(x expr) evalFn {
 	case *list:
 		return c.list(x)
 	case *rangeList:
-		c.unsupported(x.span, "a range")
+		return c.rangeList(x)
 	case *caseOf:
 		return c.caseOf(x)
 	}
@@ -87,6 +90,26 @@ func (c *compiler) list(x *list) evalFn {
 		}
 		return listOf(elems), nil
 	}
+}
+
+// rangeList is a constant, the elements of all of which in a statement are bounded.
+func (c *compiler) rangeList(x *rangeList) evalFn {
+	n := x.last - x.first + 1
+	switch {
+	case n < 0:
+		c.fail(x.span, "bad-range", fmt.Sprintf("write [%d..%d]", x.last, x.first), "the range [%d..%d] runs backwards", x.first, x.last)
+		return undefined
+	case n > maxElements-c.ranged:
+		c.fail(x.span, "bad-range", "", "ranges of a statement make at most %d elements, with this one %d", maxElements, c.ranged+n)
+		return undefined
+	}
+	c.ranged += n
+	elems := make([]value, n)
+	for i := range elems {
+		elems[i] = integer(int64(x.first + i))
+	}
+	v := listOf(elems)
+	return func(*env) (value, error) { return v, nil }
 }
 
 func (c *compiler) comparison(x *binary) condFn {
@@ -243,6 +266,13 @@ func (c *compiler) call(x *call) evalFn {
 	args := c.values(x.args)
 	f, ok := functions[x.name]
 	switch {
+	case x.module != "":
+		hint := "there are no modules; see docs/rules.md#functions"
+		if ok {
+			hint = fmt.Sprintf("write %s(...): functions are called by their name alone", x.name)
+		}
+		c.fail(x.nameAt, "unknown-function", hint, "unknown module %s", quote(x.module))
+		return undefined
 	case !ok:
 		c.fail(x.nameAt, "unknown-function", functionHint(x.name), "unknown function %s", quote(x.name))
 		return undefined

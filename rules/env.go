@@ -2,6 +2,7 @@ package rules
 
 import (
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -95,6 +96,68 @@ func (e *env) field(v value, s *step) value {
 		return v.object().lookup(s.key)
 	}
 	return value{}
+}
+
+// walk goes along a path whose steps may fail. An index that is looked up and no
+// integer leads nowhere.
+func (e *env) walk(v value, path []step) (value, error) {
+	for i := range path {
+		s := &path[i]
+		switch s.kind {
+		case stepDynamic:
+			fixed, err := e.fix(s)
+			if err != nil {
+				return value{}, err
+			}
+			v = e.field(v, &fixed)
+		case stepRange:
+			return e.cut(v, s) // nothing follows a range
+		default:
+			v = e.field(v, s)
+		}
+	}
+	return v, nil
+}
+
+// nowhere is an index that no list has.
+const nowhere = math.MinInt
+
+// fix is a step with its index looked up.
+func (e *env) fix(s *step) (step, error) {
+	n, err := s.at(e)
+	if err != nil {
+		return step{}, err
+	}
+	fixed := step{kind: stepIndex, index: nowhere}
+	if n.kind == kindInt {
+		fixed.index = int(n.int())
+	}
+	return fixed, nil
+}
+
+// cut is the part of a list that a range names: as much of it as there is.
+func (e *env) cut(v value, s *step) (value, error) {
+	if !v.defined() {
+		return value{}, nil
+	}
+	of := v
+	if v.kind == kindString {
+		of = e.opened(v)
+	}
+	if !of.isList() {
+		return value{}, badArgument("[%d..%d] needs a list, found %s", s.index, s.last, shown(v))
+	}
+	if s.index == 0 || s.last == 0 {
+		return value{}, badArgument("[%d..%d]: the first element is 1, the last -1", s.index, s.last)
+	}
+	elems := of.decoded().list()
+	from, _ := place(s.index, len(elems))
+	to, _ := place(s.last, len(elems))
+	from, to = max(from, 0), min(to+1, len(elems))
+	if from >= to {
+		return listOf(nil), nil
+	}
+	return listOf(elems[from:to:to]), nil
 }
 
 // opened is the map or list that a string holds as JSON text, undefined if it

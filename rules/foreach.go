@@ -87,7 +87,9 @@ func (p *program) begin(e *env) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		e.write(&e.bound, f.helpers[i].target, v)
+		if err := e.place(&e.bound, &f.helpers[i], v); err != nil {
+			return false, err
+		}
 	}
 	v, err := f.collection(e)
 	if err == nil && v.kind == kindString && v.n == payloadText {

@@ -6,6 +6,9 @@ import "fmt"
 // CASE and signs.
 const maxNesting = 100
 
+// maxSteps bounds the steps of a path: each makes a level of what it is written to.
+const maxSteps = 100
+
 // parse reads one statement. Every mistake is reported; the parser picks up again
 // at the next item or clause, so one mistake does not hide another.
 func parse(text string, report func(diagnostic)) *statement {

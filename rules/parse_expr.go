@@ -1,6 +1,9 @@
 package rules
 
-import "strconv"
+import (
+	"math"
+	"strconv"
+)
 
 // Precedence, low to high: OR, AND, NOT, comparison and IN, + and -,
 // * / div mod, sign. Conditions and values share one descent, since a parenthesis
@@ -170,7 +173,11 @@ func (p *parser) primary() expr {
 		if p.peek().kind == tokenLParen {
 			return p.call(t)
 		}
-		return p.path(t)
+		r := p.path(t)
+		if p.peek().kind == tokenLParen {
+			return p.moduleCall(r)
+		}
+		return r
 	case keywordDiv, keywordMod: // also functions: mod(a, b)
 		if p.follows(tokenLParen) {
 			p.next()
@@ -217,15 +224,25 @@ func (p *parser) call(name token) expr {
 	return &call{span: name.span.to(p.last().span), name: name.text, nameAt: name.span, args: args}
 }
 
+// moduleCall is Module.func(...), which there are none of.
+func (p *parser) moduleCall(r *ref) expr {
+	function := r.steps[len(r.steps)-1]
+	x := p.call(token{span: r.span, text: function.key}).(*call)
+	module := *r
+	module.steps = r.steps[:len(r.steps)-1]
+	x.module = module.text()
+	return x
+}
+
 // brackets is a list or a range.
 func (p *parser) brackets() expr {
 	open := p.next()
 	defer p.nest(open.span)()
 	if p.rangeFollows() {
-		p.signedInt()
+		first, _, _ := p.signedInt()
 		p.next()
-		p.rangeEnd()
-		return &rangeList{open.span.to(p.last().span)}
+		last := p.rangeEnd()
+		return &rangeList{span: open.span.to(p.last().span), first: first, last: last}
 	}
 	elems := p.values(tokenRBracket, `"," or "]"`)
 	return &list{span: open.span.to(p.last().span), elems: elems}
@@ -240,11 +257,13 @@ func (p *parser) rangeFollows() bool {
 	return rest[0].kind == tokenInt && rest[1].kind == tokenDotDot
 }
 
-func (p *parser) rangeEnd() {
-	if _, _, ok := p.signedInt(); !ok {
+func (p *parser) rangeEnd() int {
+	n, _, ok := p.signedInt()
+	if !ok {
 		p.unexpected("an integer after ..")
 	}
 	p.expect(tokenRBracket, `"]"`)
+	return n
 }
 
 // signedInt reads an integer with an optional sign; ok is false if there is
@@ -262,7 +281,8 @@ func (p *parser) signedInt() (n int, negative, ok bool) {
 	}
 	t := p.next()
 	n, err := strconv.Atoi(t.text)
-	if err != nil {
+	if err != nil || n > math.MaxInt32 {
+		n = 0
 		p.complain(t.span, "bad-number", "", "an index does not fit: %s", quote(t.text))
 	}
 	if negative {
@@ -279,14 +299,15 @@ func (p *parser) path(root token) *ref {
 		if last := r.steps[len(r.steps)-1]; last.kind == stepRange && (t.kind == tokenDot || t.kind == tokenLBracket) {
 			p.fail(t.span, "syntax", "", "nothing can follow a range in a path")
 		}
+		if len(r.steps) > maxSteps {
+			p.fail(r.span.to(p.last().span), "nested-too-deeply", "", "a path has at most %d steps", maxSteps)
+		}
 		switch t.kind {
 		case tokenDot:
 			p.next()
 			r.steps = append(r.steps, p.key())
 		case tokenLBracket:
 			r.steps = append(r.steps, p.index())
-		case tokenLParen:
-			p.fail(r.span.to(p.last().span), "unknown-function", "functions are called by their name alone", "unknown function %s", quote(r.text()))
 		default:
 			r.span = root.span.to(p.last().span)
 			return r
@@ -316,7 +337,7 @@ func (p *parser) index() step {
 	defer p.nest(open.span)()
 	s := step{kind: stepIndex}
 	if k := p.peek().kind; k == tokenIdent || k == tokenQuoted {
-		p.path(p.next())
+		s.of = p.path(p.next())
 		s.kind = stepDynamic
 		p.expect(tokenRBracket, `"]"`)
 	} else {
@@ -327,7 +348,7 @@ func (p *parser) index() step {
 		s.index, s.negative = n, negative
 		if p.accept(tokenDotDot) {
 			s.kind = stepRange
-			p.rangeEnd()
+			s.last = p.rangeEnd()
 		} else {
 			p.expect(tokenRBracket, `"]"`)
 		}

@@ -53,8 +53,30 @@ func (p *program) selectInto(e *env) error {
 		if err != nil {
 			return err
 		}
-		e.write(&e.out, o.target, v)
+		if err := e.place(&e.out, o, v); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// place puts an item's value where it goes.
+func (e *env) place(into *object, o *output, v value) error {
+	target := o.target
+	if o.looks {
+		target = slices.Clone(target)
+		for i := range target {
+			if target[i].kind != stepDynamic {
+				continue
+			}
+			fixed, err := e.fix(&target[i])
+			if err != nil {
+				return err
+			}
+			target[i] = fixed
+		}
+	}
+	e.write(into, target, v)
 	return nil
 }
 
