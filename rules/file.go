@@ -32,16 +32,24 @@ var lineBreaks = strings.NewReplacer("\r\n", "\n", "\r", "\n", "\u0085", "\n", "
 
 var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
 
+// ParseYAML parses a text as rule files are: one document without anchors and tags.
+// root is nil if there is none, or if there are problems. lines are what problems
+// count by. path is for the problems alone.
+func ParseYAML(path, text string) (root *yaml.Node, lines []string, problems []Problem) {
+	f := &file{path: path}
+	root = f.open(text)
+	return root, f.lines, f.shown()
+}
+
 // open parses the text as one YAML document; nil if it has none or is none.
 func (f *file) open(text string) *yaml.Node {
 	text = strings.TrimPrefix(text, "\ufeff")
-	if !utf8.ValidString(text) {
-		f.lines = strings.Split(lineBreaks.Replace(strings.ToValidUTF8(text, "\ufffd")), "\n")
-		line, col := lineCol(lineBreaks.Replace(validPrefix(text)), len(text))
-		f.add(Problem{Line: line, Col: col, Width: 1, Name: "not-utf-8", Message: "the file is not UTF-8"})
+	f.lines = strings.Split(lineBreaks.Replace(strings.ToValidUTF8(text, "\ufffd")), "\n")
+	if d, ok := checkCharacters(text); !ok {
+		line, col := lineCol(lineBreaks.Replace(text[:d.start]), len(text))
+		f.add(Problem{Line: line, Col: col, Width: 1, Name: d.name, Message: d.message, Hint: d.hint})
 		return nil
 	}
-	f.lines = strings.Split(lineBreaks.Replace(text), "\n")
 	decoder := yaml.NewDecoder(strings.NewReader(text))
 	var document, second yaml.Node
 	if err := decoder.Decode(&document); errors.Is(err, io.EOF) {
@@ -52,6 +60,7 @@ func (f *file) open(text string) *yaml.Node {
 	}
 	if err := decoder.Decode(&second); err == nil {
 		f.fail(&second, "several-documents", "put it into a file of its own", "a second document in one file")
+		return nil
 	} else if !errors.Is(err, io.EOF) {
 		f.syntaxError(err)
 		return nil
@@ -63,29 +72,73 @@ func (f *file) open(text string) *yaml.Node {
 	return root
 }
 
-// validPrefix is s up to the first byte that is no UTF-8.
-func validPrefix(s string) string {
-	for i := 0; i < len(s); {
-		r, n := utf8.DecodeRuneInString(s[i:])
-		if r == utf8.RuneError && n == 1 {
-			return s[:i]
-		}
-		i += n
+// checkCharacters says where text begins to be none that YAML 1.2 section 5.1
+// allows, and why.
+func checkCharacters(text string) (d diagnostic, ok bool) {
+	if strings.HasPrefix(text, "\xff\xfe") || strings.HasPrefix(text, "\xfe\xff") {
+		return diagnostic{name: "not-utf-8", message: "expected UTF-8, found UTF-16", hint: "save the file as UTF-8"}, false
 	}
-	return s
+	for i, r := range text {
+		at := span{i, i}
+		switch {
+		case r == utf8.RuneError && !strings.HasPrefix(text[i:], "\ufffd"):
+			return diagnostic{span: at, name: "not-utf-8", message: fmt.Sprintf("expected UTF-8, found the byte 0x%02X", text[i]), hint: "save the file as UTF-8"}, false
+		case r == '\t', r == '\n', r == '\r', r == '\u0085', ' ' <= r && r <= '~', r >= 0xA0 && r != 0xFEFF && r != 0xFFFE && r != 0xFFFF:
+		default:
+			return diagnostic{
+				span: at, name: "bad-character", message: fmt.Sprintf("expected text, found the control character U+%04X", r),
+				hint: "remove it; within double quotes YAML has escapes such as \\t and \\u0007",
+			}, false
+		}
+	}
+	return d, true
 }
 
 func (f *file) syntaxError(err error) {
-	line, message := 1, err.Error()
+	line, message := yamlError(err)
+	line = min(line, len(f.lines))
+	source := f.lines[line-1]
+	f.add(Problem{Line: line, Col: indentOf(source) + 1, Width: 1, Name: "yaml-syntax", Message: "yaml: " + message, Hint: yamlHint(message, f.lines, line)})
+}
+
+// yamlError takes the line out of the text of an error of the YAML library, which
+// is the only place that has it.
+func yamlError(err error) (line int, message string) {
+	line, message = 1, err.Error()
 	if m := yamlLine.FindStringSubmatch(message); m != nil {
 		message = m[2]
 		if n, err := strconv.Atoi(m[1]); err == nil {
-			line = min(max(n, 1), len(f.lines))
+			line = max(n, 1)
 		}
 	}
-	source := f.lines[line-1]
-	indent := len(source) - len(strings.TrimLeft(source, " \t"))
-	f.add(Problem{Line: line, Col: indent + 1, Width: 1, Name: "yaml-syntax", Message: "yaml: " + message})
+	return line, message
+}
+
+func indentOf(line string) int { return len(line) - len(strings.TrimLeft(line, " \t")) }
+
+// yamlHint says what a syntax error mostly comes from. The library's line may be
+// that before it.
+func yamlHint(message string, lines []string, line int) string {
+	for _, near := range lines[line-1 : min(line+1, len(lines))] {
+		if strings.Contains(near[:indentOf(near)], "\t") {
+			return "indent with spaces, not tabs"
+		}
+	}
+	for _, h := range []struct{ part, hint string }{
+		{"found character that cannot start any token", "text that begins with @, ` or % must be quoted"},
+		{"mapping values are not allowed", "text that holds a colon and a space must be quoted; else look at the indentation of this line and the one before"},
+		{"found unexpected end of stream", "a quote or a bracket is not closed"},
+		{"could not find expected ':'", "a key is followed by a colon and a space; look at the line before, too"},
+		{"did not find expected ',' or", "a bracket is not closed, or text with a comma, bracket or colon is not quoted"},
+		{"did not find expected", "look at the indentation of this line and of those after it"},
+		{"exceeded max depth", "no rule file nests so deeply"},
+		{"found unknown escape character", "write a backslash twice within double quotes, or use single quotes"},
+	} {
+		if strings.Contains(message, h.part) {
+			return h.hint
+		}
+	}
+	return ""
 }
 
 // isPlain refuses anchors, aliases and tags in all of n. A rule file needs none,
@@ -109,12 +162,36 @@ func (f *file) isPlain(n *yaml.Node) bool {
 // add completes a problem with the file's name and source line.
 func (f *file) add(p Problem) {
 	p.File = f.path
-	if p.Line > 0 && p.Line <= len(f.lines) {
-		p.Source = f.lines[p.Line-1]
-		p.Col = min(p.Col, utf8.RuneCountInString(p.Source)+1)
-	}
-	f.problems = append(f.problems, p)
+	f.problems = AppendProblem(f.problems, f.lines, p)
 }
+
+// AppendProblem appends a problem of a file whose lines are given, with the
+// source line. From some 200 on those of the same file are counted alone, in the last one.
+func AppendProblem(problems []Problem, lines []string, p Problem) []Problem {
+	if n := len(problems); n >= maxProblems {
+		if n == maxProblems {
+			problems = append(problems, Problem{File: p.File, Line: p.Line, Col: 1, Width: 1, Severity: p.Severity, Name: "too-many-problems", Hint: "mend those that are shown first"})
+		}
+		last := &problems[maxProblems]
+		last.untold++
+		last.Severity = min(last.Severity, p.Severity) // Error is the least
+		last.Message = fmt.Sprintf("too many problems: %d more", last.untold)
+		return problems
+	}
+	if p.Line > 0 && p.Line <= len(lines) {
+		line := lines[p.Line-1]
+		length := utf8.RuneCountInString(line)
+		p.Col = min(p.Col, length+1)
+		p.Width = max(1, min(p.Width, length+1-p.Col))
+		if len(line) <= maxSource {
+			p.Source = MaskCredentials(line)
+		}
+	}
+	return append(problems, p)
+}
+
+// full says that further problems are counted alone.
+func (f *file) full() bool { return len(f.problems) > maxProblems }
 
 func (f *file) fail(n *yaml.Node, name, hint, format string, args ...any) {
 	f.at(n, Error, name, hint, format, args...)
@@ -140,6 +217,10 @@ func (f *file) at(n *yaml.Node, s Severity, name, hint, format string, args ...a
 
 // within reports a problem of the text that the scalar n holds.
 func (f *file) within(n *yaml.Node, d diagnostic) {
+	if f.full() { // finding the place takes time
+		f.add(Problem{Line: max(n.Line, 1), Severity: d.severity})
+		return
+	}
 	if f.aligned != n {
 		f.aligned, f.places = n, f.align(n)
 	}

@@ -1,30 +1,14 @@
 package rules
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"maps"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 )
-
-// maxFile bounds a rule file, in bytes: a file beyond it is a mistake, and must
-// not be read into memory to find out.
-const maxFile = 1 << 20
-
-// maxFiles bounds how many files a set is made of.
-const maxFiles = 10_000
-
-// maxFolders bounds how deeply folders of rules may nest.
-const maxFolders = 16
 
 // LoadOptions says how to load. Its zero is how check does it.
 type LoadOptions struct {
@@ -127,122 +111,4 @@ func generation(texts []fileText) string {
 		fmt.Fprintf(hash, "%q %d\n%s", filepath.Base(t.Path), len(t.Text), t.Text)
 	}
 	return hex.EncodeToString(hash.Sum(nil))[:12]
-}
-
-// readFiles answers the contents of all rule files under paths, sorted by path,
-// each once.
-func readFiles(paths []string) ([]fileText, []Problem) {
-	var c collector
-	for _, p := range paths {
-		c.path(filepath.Clean(p))
-	}
-	slices.SortFunc(c.texts, func(a, b fileText) int { return cmp.Compare(a.Path, b.Path) })
-	return c.texts, c.problems
-}
-
-type collector struct {
-	texts    []fileText
-	seen     []os.FileInfo
-	problems []Problem
-}
-
-func (c *collector) fail(path, name, hint, message string) {
-	c.problems = append(c.problems, Problem{File: path, Name: name, Message: message, Hint: hint})
-}
-
-// failed reports an error of the file system, without the path that the problem
-// names anyway.
-func (c *collector) failed(path string, err error) {
-	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
-		err = pathErr.Err
-	}
-	c.fail(path, "unreadable-file", "", err.Error())
-}
-
-func (c *collector) path(path string) {
-	info, err := os.Stat(path)
-	switch {
-	case err != nil:
-		c.failed(path, err)
-	case info.IsDir():
-		c.folder(path, nil)
-	default:
-		c.file(path, info)
-	}
-}
-
-// folder reads a folder and the folders in it. above are those that it is in: a
-// link back to one of them is a loop.
-func (c *collector) folder(path string, above []os.FileInfo) {
-	info, err := os.Stat(path)
-	if err != nil {
-		c.failed(path, err)
-		return
-	}
-	if len(above) == maxFolders || slices.ContainsFunc(above, func(a os.FileInfo) bool { return os.SameFile(a, info) }) {
-		c.fail(path, "folder-loop", "", "the folder leads back into itself or is too deep")
-		return
-	}
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		c.failed(path, err)
-		return
-	}
-	above = append(slices.Clone(above), info)
-	for _, e := range entries {
-		name, full := e.Name(), filepath.Join(path, e.Name())
-		if strings.HasPrefix(name, ".") {
-			continue
-		}
-		isRule := isRuleFile(name)
-		if !isRule && e.Type().IsRegular() {
-			continue
-		}
-		info, err := os.Stat(full) // follows links
-		switch {
-		case err != nil && isRule:
-			c.failed(full, err)
-		case err != nil: // a dangling link to nothing of ours
-		case info.IsDir():
-			c.folder(full, above)
-		case isRule:
-			c.file(full, info)
-		}
-	}
-}
-
-func isRuleFile(name string) bool {
-	ext := filepath.Ext(name)
-	return (ext == ".yaml" || ext == ".yml") && !strings.HasSuffix(strings.TrimSuffix(name, ext), "_test")
-}
-
-func (c *collector) file(path string, info os.FileInfo) {
-	switch {
-	case !info.Mode().IsRegular():
-		c.fail(path, "unreadable-file", "", "no regular file")
-		return
-	case slices.ContainsFunc(c.seen, func(s os.FileInfo) bool { return os.SameFile(s, info) }):
-		return
-	case len(c.texts) == maxFiles:
-		if !slices.ContainsFunc(c.problems, func(p Problem) bool { return p.Name == "too-many-files" }) {
-			c.fail(path, "too-many-files", "", fmt.Sprintf("more than %d files", maxFiles))
-		}
-		return
-	}
-	c.seen = append(c.seen, info)
-	f, err := os.Open(path)
-	if err != nil {
-		c.failed(path, err)
-		return
-	}
-	defer f.Close() // only read
-	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	switch {
-	case err != nil:
-		c.failed(path, err)
-	case len(text) > maxFile:
-		c.fail(path, "file-too-large", "split it", fmt.Sprintf("a rule file has at most %d bytes", maxFile))
-	default:
-		c.texts = append(c.texts, fileText{Path: path, Text: string(text)})
-	}
 }

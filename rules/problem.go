@@ -45,8 +45,11 @@ type Problem struct {
 	Name    string `json:"name"`
 	Message string `json:"message"`
 	Hint    string `json:"hint,omitempty"`
-	// Source is the whole line that Line names.
+	// Source is the whole line that Line names, with stars for credentials; "" if it is
+	// longer than some 64 KiB.
 	Source string `json:"source,omitempty"`
+
+	untold int // how many problems it stands for
 }
 
 // String is the problem in one line, file:line:col: message.
@@ -65,6 +68,10 @@ func (p Problem) String() string {
 	b.WriteString(printable(p.Message))
 	return b.String()
 }
+
+// maxProblems is how many problems of one file are shown: one that is no rule file
+// at all may have hundreds of thousands.
+const maxProblems = 200
 
 // HasErrors reports whether any problem is more than a warning.
 func HasErrors(problems []Problem) bool {
@@ -99,6 +106,10 @@ func Print(w io.Writer, problems []Problem) error {
 	}
 	return b.Flush()
 }
+
+// maxSource is the length of a line, in bytes, from which on it is not kept with
+// a problem: no statement is longer, and nobody reads it.
+const maxSource = maxStatement + 1024
 
 // excerpt is the part of the source line that is shown, without its indent, and
 // where the caret goes in it.

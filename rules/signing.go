@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"encoding/base64"
 	"regexp"
 	"slices"
@@ -124,7 +125,7 @@ func isCredential(header string) bool { return credentialWords.MatchString(heade
 var schemes = []string{"basic", "bearer", "digest", "token", "apikey"}
 
 // shownInCredential is what needs no stars: a reference to a secret, or a scheme.
-var shownInCredential = regexp.MustCompile(`^(?:\$\{(?:env|file):[^}]*\}|(?i:` + strings.Join(schemes, "|") + `) )`)
+var shownInCredential = regexp.MustCompile(`^(?:\$\{[^}]*\}|(?i:` + strings.Join(schemes, "|") + `) )`)
 
 // hideCredential is hide for the value of a header. It may be shorter than other
 // secrets, and its scheme is shown.
@@ -178,16 +179,17 @@ var writtenSecret = regexp.MustCompile(`wh(?:sec|sk)_[A-Za-z0-9+/_=-]+`)
 // shown are the file's problems without its secrets. Stars take their room, so
 // that the carets stay right.
 func (f *file) shown() []Problem {
-	slices.SortFunc(f.hidden, func(a, b string) int { return len(b) - len(a) }) // one may be part of another
+	slices.SortFunc(f.hidden, func(a, b string) int { return cmp.Or(len(b)-len(a), strings.Compare(a, b)) }) // one may be part of another
 	stars := func(s string) string { return strings.Repeat("*", utf8.RuneCountInString(s)) }
+	var pairs []string
+	for _, h := range slices.Compact(f.hidden) {
+		pairs = append(pairs, h, stars(h))
+	}
+	hide := strings.NewReplacer(pairs...)
 	for i := range f.problems {
 		p := &f.problems[i]
-		p.Source = MaskCredentials(p.Source)
 		for _, s := range []*string{&p.Source, &p.Message, &p.Hint} {
-			*s = writtenSecret.ReplaceAllStringFunc(*s, stars)
-			for _, hidden := range f.hidden {
-				*s = strings.ReplaceAll(*s, hidden, stars(hidden))
-			}
+			*s = hide.Replace(writtenSecret.ReplaceAllStringFunc(*s, stars))
 		}
 	}
 	return f.problems

@@ -137,7 +137,7 @@ func (k *Keeper) load(first bool) Reload {
 	defer k.mu.Unlock()
 	o := k.options.Load
 	o.Previous = k.current.Load()
-	texts, problems := readFiles(k.options.Paths)
+	texts, problems := readSteady(k.options.Paths)
 	set, more := build(texts, o)
 	problems = append(problems, more...)
 	sortProblems(problems)

@@ -247,11 +247,10 @@ func TestFolders(t *testing.T) {
 	}
 	want := []string{
 		"nowhere.yaml: no such file or directory",
-		"rules.d/large.yaml: a rule file has at most 1048576 bytes",
-		"rules.d/latin1.yaml:1:6: the file is not UTF-8",
-		"rules.d/linked/loop: the folder leads back into itself or is too deep",
+		"rules.d/large.yaml: expected at most 1048576 bytes, found 1048578",
+		"rules.d/latin1.yaml:1:6: expected UTF-8, found the byte 0xE9",
+		"rules.d/linked/loop: the folder leads back into itself", // and sub is read already
 		"rules.d/self.yaml: too many levels of symbolic links",
-		"rules.d/sub/loop: the folder leads back into itself or is too deep",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

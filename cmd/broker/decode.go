@@ -1,13 +1,9 @@
 package main
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -19,12 +15,6 @@ import (
 
 	"github.com/throughline-mqtt/throughline/rules"
 )
-
-// maxConfigSize bounds a config file: a larger one is a mistake (a data file named by accident).
-const maxConfigSize = 1 << 20
-
-// lineBreaks are those that YAML counts lines by.
-var lineBreaks = strings.NewReplacer("\r\n", "\n", "\r", "\n", "\u0085", "\n", "\u2028", "\n", "\u2029", "\n")
 
 // decoder reads a YAML file by its nodes, so that every problem has its place
 // and all of them are found in one pass.
@@ -76,13 +66,8 @@ func (n node) kind() string {
 }
 
 func (d *decoder) problemAt(p position, s rules.Severity, name, message, hint string) {
-	source := ""
-	if p.line > 0 && p.line <= len(d.lines) {
-		source = rules.MaskCredentials(d.lines[p.line-1])
-	}
-	d.problems = append(d.problems, rules.Problem{
-		File: d.file, Line: p.line, Col: p.col, Width: p.width,
-		Severity: s, Name: name, Message: message, Hint: hint, Source: source,
+	d.problems = rules.AppendProblem(d.problems, d.lines, rules.Problem{
+		File: d.file, Line: p.line, Col: p.col, Width: p.width, Severity: s, Name: name, Message: message, Hint: hint,
 	})
 }
 
@@ -100,56 +85,14 @@ func (d *decoder) expected(n node, what string) {
 
 // read returns the file's one document, or a node that is nothing after a problem.
 func (d *decoder) read(file string) node {
-	fail := func(p position, message string) node {
-		d.problemAt(p, rules.Error, "file", message, "")
-		return node{}
-	}
-	fi, err := os.Stat(file)
-	switch {
-	case err != nil:
-		return fail(position{}, "read configuration: "+err.Error())
-	case !fi.Mode().IsRegular():
-		return fail(position{}, "read configuration: not a regular file")
-	case fi.Size() > maxConfigSize:
-		return fail(position{}, fmt.Sprintf("read configuration: larger than %d bytes", maxConfigSize))
-	}
-	src, err := os.ReadFile(file)
+	src, err := rules.ReadText(file)
 	if err != nil {
-		return fail(position{}, "read configuration: "+err.Error())
-	}
-	if !utf8.Valid(src) {
-		return fail(position{}, "read configuration: not UTF-8 text")
-	}
-	d.lines = strings.Split(lineBreaks.Replace(string(src)), "\n")
-	documents := yaml.NewDecoder(bytes.NewReader(src))
-	var first, second yaml.Node
-	err = documents.Decode(&first)
-	if err == nil {
-		err = documents.Decode(&second)
-	}
-	switch {
-	case err == nil:
-		return fail(node{&second}.pos(), "a second YAML document: a configuration file has one")
-	case !errors.Is(err, io.EOF):
-		line, message := yamlError(err)
-		return fail(position{line: line, col: 1, width: 1}, message)
-	case len(first.Content) == 0:
+		d.problemAt(position{}, rules.Error, "file", "read configuration: "+err.Error(), "")
 		return node{}
 	}
-	return node{first.Content[0]}
-}
-
-// yamlError takes the line out of the text of a YAML syntax error, which is the only place that has it.
-func yamlError(err error) (line int, message string) {
-	message = strings.TrimPrefix(err.Error(), "yaml: ")
-	if rest, ok := strings.CutPrefix(message, "line "); ok {
-		if num, text, ok := strings.Cut(rest, ": "); ok {
-			if l, err := strconv.Atoi(num); err == nil {
-				return l, text
-			}
-		}
-	}
-	return 1, message
+	root, lines, problems := rules.ParseYAML(file, src)
+	d.lines, d.problems = lines, append(d.problems, problems...)
+	return node{root}
 }
 
 // object reads a mapping. A missing one is fine; an unknown or doubled key is an error.
@@ -170,8 +113,6 @@ func (d *decoder) object(n node, name string, f fields) {
 		}
 		read, ok := f[k.Value]
 		switch {
-		case v.Kind == yaml.AliasNode || v.Anchor != "":
-			d.errorf(v, "alias", "anchors and aliases are not supported", "write the value out")
 		case !ok:
 			hint := ""
 			if near := rules.Suggest(k.Value, slices.Sorted(maps.Keys(f))); near != "" {
@@ -200,10 +141,6 @@ func (d *decoder) list(n node, each func(node)) {
 		return
 	}
 	for _, c := range n.Content {
-		if c.Kind == yaml.AliasNode || c.Anchor != "" {
-			d.errorf(node{c}, "alias", "anchors and aliases are not supported", "write the value out")
-			continue
-		}
 		each(node{c})
 	}
 }
