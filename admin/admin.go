@@ -64,6 +64,8 @@ type Outbox interface {
 // Rules is what the API needs of the rule files.
 type Rules interface {
 	Current() *rules.Set
+	// Last is how the last attempt to load the files went.
+	Last() rules.Reload
 	// Reload loads the files anew. Unless it went well, nothing has changed.
 	Reload() rules.Reload
 }

@@ -6,15 +6,19 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/throughline-mqtt/throughline/admin"
@@ -75,9 +79,13 @@ func (f *fakeOutbox) Resume(_ context.Context, name string) (bridge.Status, erro
 	return bridge.Status{Name: name, State: bridge.StateActive}, f.err
 }
 
-type fakeRules struct{ result rules.Reload }
+type fakeRules struct {
+	result rules.Reload
+	set    *rules.Set
+}
 
-func (f *fakeRules) Current() *rules.Set  { return nil }
+func (f *fakeRules) Current() *rules.Set  { return f.set }
+func (f *fakeRules) Last() rules.Reload   { return f.result }
 func (f *fakeRules) Reload() rules.Reload { return f.result }
 
 func serve(t *testing.T, change func(*admin.Options)) *httptest.Server {
@@ -88,7 +96,7 @@ func serve(t *testing.T, change func(*admin.Options)) *httptest.Server {
 		Ready:   func() error { return nil },
 		Metrics: registry,
 		Outbox:  &fakeOutbox{},
-		Rules:   &fakeRules{rules.Reload{OK: true}},
+		Rules:   &fakeRules{result: rules.Reload{OK: true}},
 		Logger:  slog.New(slog.DiscardHandler),
 	}
 	if change != nil {
@@ -301,7 +309,7 @@ func TestBadFilters(t *testing.T) {
 }
 
 func TestReload(t *testing.T) {
-	f := &fakeRules{rules.Reload{OK: true, Problems: []rules.Problem{{Severity: rules.Warning, Name: "w", Message: "a warning"}}}}
+	f := &fakeRules{result: rules.Reload{OK: true, Problems: []rules.Problem{{Severity: rules.Warning, Name: "w", Message: "a warning"}}}}
 	s := serve(t, func(o *admin.Options) { o.Rules = f })
 	if code, body := ask(t, "POST", s.URL+"/api/v1/rules/reload", nil); code != 200 || !strings.Contains(body, "a warning") {
 		t.Errorf("a reload that went well: %d %s", code, body)
@@ -309,5 +317,51 @@ func TestReload(t *testing.T) {
 	f.result = rules.Reload{Problems: []rules.Problem{{File: "a.yaml", Line: 1, Col: 2, Name: "e", Message: "bad"}}}
 	if code, body := ask(t, "POST", s.URL+"/api/v1/rules/reload", nil); code != 422 || !strings.Contains(body, `"file":"a.yaml"`) {
 		t.Errorf("a reload of bad files: %d %s", code, body)
+	}
+}
+
+// TestRules: the set in force with what its rules count, and how the last reload went.
+func TestRules(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "fleet.yaml")
+	text := `
+destinations: {center: {url: "http://127.0.0.1/"}}
+rules:
+  - name: hard-brake
+    description: brakes
+    sql: SELECT * FROM "fleet/+/telemetry"
+    actions: [{http: center}]
+  - {name: asleep, enabled: false, sql: 'SELECT * FROM "$events/client/connected"', actions: [{http: center}]}
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	set, problems := rules.Load([]string{file}, rules.LoadOptions{})
+	if set == nil {
+		t.Fatal(problems)
+	}
+	message := rules.Message{Topic: "fleet/v7/telemetry", Payload: []byte(`{}`)}
+	set.Match(set.Candidates(nil, message.Topic), &message)
+	at := time.Date(2026, 11, 25, 16, 0, 0, 0, time.UTC)
+	f := &fakeRules{set: set, result: rules.Reload{Time: at, Err: errors.New("disk full"), Problems: []rules.Problem{
+		{File: "a.yaml", Line: 1, Col: 2, Width: 3, Name: "e", Message: "bad", Hint: "mend it", Source: "text"},
+	}}}
+	_, body := ask(t, "GET", serve(t, func(o *admin.Options) { o.Rules = f }).URL+"/api/v1/rules", nil)
+	var got, want any
+	if err := json.Unmarshal([]byte(body), &got); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range got.(map[string]any)["rules"].([]any) { // there may be more outcomes than matter here
+		outcomes := r.(map[string]any)["outcomes"].(map[string]any)
+		maps.DeleteFunc(outcomes, func(name string, _ any) bool { return name != "matched" && name != "no_match" })
+	}
+	if err := json.Unmarshal([]byte(`{"generation":"`+set.Generation()+`","destinations":["center"],"rules":[
+		{"name":"asleep","enabled":false,"file":"`+file+`","line":8,"filters":[],"outcomes":{"matched":0,"no_match":0}},
+		{"name":"hard-brake","description":"brakes","enabled":true,"file":"`+file+`","line":4,"filters":["fleet/+/telemetry"],"outcomes":{"matched":1,"no_match":0}}],
+		"reload":{"time":"2026-11-25T16:00:00Z","ok":false,"error":"disk full","problems":[
+			{"file":"a.yaml","line":1,"col":2,"width":3,"severity":"error","name":"e","message":"bad","hint":"mend it","source":"text"}]}}`), &want); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
 	}
 }

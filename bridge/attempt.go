@@ -98,6 +98,9 @@ func (f *forwarder) startSpans(r *route, rec *Record, number string, now time.Ti
 	}
 	local := f.bridge.tracer.StartLocal(tracectx.SpanOptions{Operation: "deliver/" + f.name, Parent: parent})
 	local.Tag("rule", rec.Rule)
+	if rec.Generation != "" {
+		local.Tag("rules.generation", rec.Generation)
+	}
 	local.Tag("webhook.id", rec.ID)
 	local.Tag("attempt", number)
 	local.Tag("queued.ms", strconv.FormatInt(now.Sub(rec.Published).Milliseconds(), 10))

@@ -29,7 +29,7 @@ func TestTracePerAttempt(t *testing.T) {
 		published := time.Now().Add(-1500 * time.Millisecond)
 		const body = `{"event":"hard-brake","decel":7.10}`
 		_, err := r.Append([]bridge.Record{{
-			ID: "1", Rule: "hard-brake", Destination: nc, Topic: "fleet/v7/telemetry", Published: published,
+			ID: "1", Rule: "hard-brake", Generation: "0123456789ab", Destination: nc, Topic: "fleet/v7/telemetry", Published: published,
 			SW8: carrier.SW8, Correlation: carrier.Correlation, TraceID: parent.TraceID, Body: []byte(body),
 		}})
 		if err != nil {
@@ -59,7 +59,7 @@ func TestTracePerAttempt(t *testing.T) {
 			}
 			status, attempt := []string{"503", "200"}[i], []string{"1", "2"}[i]
 			for key, want := range map[string]string{
-				"rule": "hard-brake", "webhook.id": "1", "attempt": attempt, "mq.topic": "fleet/v7/telemetry",
+				"rule": "hard-brake", "rules.generation": "0123456789ab", "webhook.id": "1", "attempt": attempt, "mq.topic": "fleet/v7/telemetry",
 				"queued.ms": []string{"1500", "1999"}[i], // the jitter is just under 500 ms
 			} {
 				if got := local.Tag(key); got != want {

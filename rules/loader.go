@@ -86,7 +86,7 @@ func checkName(f *file, n *yaml.Node, what string) bool {
 }
 
 func (l *loader) rule(f *file, n *yaml.Node) {
-	d := &ruleDecl{Rule: Rule{Enabled: true}, file: f}
+	d := &ruleDecl{Rule: Rule{Enabled: true, File: f.path, Line: n.Line}, file: f}
 	var sql, actions *yaml.Node
 	ok := f.fields(n, "a rule",
 		field{"name", func(_, n *yaml.Node) {

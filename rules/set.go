@@ -58,6 +58,9 @@ type Rule struct {
 	Description string
 	Enabled     bool
 	SQL         string
+	// File is the path that the rule was loaded from, and Line where it begins there.
+	File string
+	Line int
 
 	*program
 	actions  []action

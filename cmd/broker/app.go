@@ -212,14 +212,9 @@ func (a *app) loadRules(cfg config, queue *outbox.Outbox, forwarder *bridge.Brid
 	if cfg.Rules.Dir != "" {
 		paths = []string{cfg.Rules.Dir}
 	}
-	ok, last := a.reloadMetrics()
+	metrics := newReloadMetrics(a.registry)
 	told := func(r rules.Reload) {
-		if r.OK {
-			ok.Set(1)
-			last.Set(float64(r.Time.Unix()))
-		} else {
-			ok.Set(0)
-		}
+		metrics.count(r)
 		a.logReload(r)
 	}
 	load := ruleOptions(os.LookupEnv, cfg.Outbox.MaxBytes, true, ownAddresses(a.adminAddress()))
@@ -240,20 +235,10 @@ func (a *app) loadRules(cfg config, queue *outbox.Outbox, forwarder *bridge.Brid
 	if err != nil {
 		return nil, err
 	}
+	a.registry.MustRegister(&rulesInfo{rules: keeper.Current, desc: rulesInfoDesc()})
 	told(keeper.Last())
 	a.onStop("rules", time.Second, func(context.Context) error { keeper.Close(); return nil })
 	return keeper, nil
-}
-
-func (a *app) reloadMetrics() (ok, last prometheus.Gauge) {
-	ok = prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "throughline_rules_reload_ok", Help: "1: the last attempt to load the rule files succeeded; 0: the last good set is in force.",
-	})
-	last = prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "throughline_rules_reload_success_timestamp_seconds", Help: "When the rule files were last loaded, Unix time.",
-	})
-	a.registry.MustRegister(ok, last)
-	return ok, last
 }
 
 // logReload says how an attempt to load the rule files went, each problem in a line.

@@ -133,7 +133,10 @@ func TestRulesAreReloadedAndTheLastGoodSetStays(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	generation := func() string { return f.get(t, "/api/v1/rules") }
+	generation := func() string {
+		t.Helper()
+		return decodeJSON(t, []byte(f.get(t, "/api/v1/rules")))["generation"].(string)
+	}
 
 	first := generation()
 	write(strings.Replace(hardBrake, ">= 6.5", ">= 1", 1))
