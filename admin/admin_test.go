@@ -340,7 +340,7 @@ rules:
 		t.Fatal(problems)
 	}
 	message := rules.Message{Topic: "fleet/v7/telemetry", Payload: []byte(`{}`)}
-	set.Match(set.Candidates(nil, message.Topic), &message)
+	set.Run(set.Candidates(nil, message.Topic), &message, nil)
 	at := time.Date(2026, 11, 25, 16, 0, 0, 0, time.UTC)
 	f := &fakeRules{set: set, result: rules.Reload{Time: at, Err: errors.New("disk full"), Problems: []rules.Problem{
 		{File: "a.yaml", Line: 1, Col: 2, Width: 3, Name: "e", Message: "bad", Hint: "mend it", Source: "text"},

@@ -88,14 +88,15 @@ func (h *hook) raise(set *rules.Set, ev *rules.Event, parent tracectx.Context) {
 	ev.Node = h.o.Node
 	cands := set.EventCandidates(ev.Kind)
 	var span tracectx.Span
-	if slices.ContainsFunc(cands, readsTrace) {
+	if slices.ContainsFunc(cands, (*rules.Rule).ReadsTrace) {
 		span = h.startEvent(ev, parent)
 		ctx := span.Context()
 		ev.TraceID, ev.SW8 = ctx.TraceID, ctx.Carrier().SW8
 	}
 	matching := time.Now()
-	matches := set.MatchEvent(cands, ev)
-	if len(matches) == 0 {
+	chain := set.RunEvent(cands, ev, h.nextID)
+	h.tellRefused(set, ev.ClientID, chain.Refused)
+	if len(chain.Matches) == 0 {
 		return // a span that has not ended is not reported
 	}
 	h.metrics.events.matched[ev.Kind].Inc()
@@ -107,12 +108,13 @@ func (h *hook) raise(set *rules.Set, ev *rules.Event, parent tracectx.Context) {
 	if !parent.IsZero() {
 		of.origin = "upstream"
 	}
-	records, spans := h.records(set, matches, span, of, matching)
+	records, spans := h.records(set, &chain, span, of, matching)
 	if len(records) == 0 {
+		h.republishAll(nil, &chain)
 		return
 	}
 	commit, err := h.o.Append(records)
-	tellDropped(matches, spans, records)
+	tellDropped(chain.Matches, spans, records)
 	if err != nil {
 		span.Error("dropped: " + err.Error())
 		why := appendFailed
@@ -122,6 +124,7 @@ func (h *hook) raise(set *rules.Set, ev *rules.Event, parent tracectx.Context) {
 		h.lost(ev.Kind, why, 1, err)
 		return
 	}
+	h.republishAll(nil, &chain)
 	kind := ev.Kind
 	commit.Watch(func(err error) {
 		if err != nil {

@@ -39,8 +39,10 @@ type hook struct {
 	metrics  *metrics
 	refusals *refusals
 	eventLog *logQuota
+	refused  refusedChains
 	ids      messageIDs
-	server   *Server // set before anything is accepted
+	nextID   func() string // ids.next, made once
+	server   *Server       // set before anything is accepted
 
 	turns       *turns
 	subscribers *subscribers
@@ -67,6 +69,7 @@ func newHook(o Options) *hook {
 		wills:       newAlarms(),
 		expiries:    newAlarms(),
 	}
+	h.nextID = h.ids.next
 	h.subscribers.observer = func(s *subscriber) sessions.Observer { return observer{h, s} }
 	return h
 }
@@ -74,7 +77,7 @@ func newHook(o Options) *hook {
 // guarded are the methods that recover their panics: all that Provides names, and what runs by the clock.
 var guarded = [...]string{
 	"OnACLCheck", "OnSubscribe", "OnSubscribed", "OnUnsubscribe", "OnUnsubscribed", "OnPublish", "OnPublished", "OnQosPublish",
-	"OnPacketRead", "OnPacketProcessed", "OnPacketEncode", "publishWill", "publishSys", "expire", "raise",
+	"OnPacketRead", "OnPacketProcessed", "OnPacketEncode", "publishWill", "publishSys", "expire", "raise", "republish",
 }
 
 // ID is the hook's name in mochi's log.

@@ -54,6 +54,9 @@ func TestEveryHookRecovers(t *testing.T) {
 			h.raise(nil, &rules.Event{Kind: rules.ClientConnack}, tracectx.Context{})
 			return testutil.ToFloat64(h.metrics.events.dropped[rules.ClientConnack][panicked]) == 1
 		}},
+		{"republish", 0, func(h *hook, cl *mqtt.Client) bool {
+			return h.republish(cl, &rules.Rule{Name: "r"}, &rules.Message{Topic: "a"}) == 0 // a rule of no set
+		}},
 		{"publishSys", 0, func(h *hook, _ *mqtt.Client) bool {
 			(&Server{hook: h}).publishSysOnce()
 			return true

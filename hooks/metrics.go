@@ -133,20 +133,27 @@ func registerState(r prometheus.Registerer, s *mqtt.Server, h *hook) {
 
 // outcomes collects what the current rules count themselves.
 type outcomes struct {
-	rules func() *rules.Set
-	desc  *prometheus.Desc
+	rules             func() *rules.Set
+	desc, republished *prometheus.Desc
 }
 
 func registerOutcomes(r prometheus.Registerer, set func() *rules.Set) {
 	if r == nil {
 		return
 	}
-	r.MustRegister(&outcomes{rules: set, desc: prometheus.NewDesc("throughline_rule_outcomes_total",
-		"Publishes and events that a rule was a candidate for, by outcome. type_mismatch and undefined_in_body are counted beside the others.",
-		[]string{"rule", "outcome"}, nil)})
+	r.MustRegister(&outcomes{
+		rules: set,
+		desc: prometheus.NewDesc("throughline_rule_outcomes_total",
+			"Messages and events that a rule was a candidate for, by outcome. type_mismatch, undefined_in_body and not_republished are counted beside the others.",
+			[]string{"rule", "outcome"}, nil),
+		republished: prometheus.NewDesc("throughline_rule_republished_total", "Messages that a rule published.", []string{"rule"}, nil),
+	})
 }
 
-func (c *outcomes) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+func (c *outcomes) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.desc
+	ch <- c.republished
+}
 
 func (c *outcomes) Collect(ch chan<- prometheus.Metric) {
 	set := c.rules()
@@ -154,6 +161,7 @@ func (c *outcomes) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	for _, rule := range set.Rules() {
+		ch <- prometheus.MustNewConstMetric(c.republished, prometheus.CounterValue, float64(rule.Outcomes().Republished.Load()), rule.Name)
 		rule.Outcomes().Each(func(o rules.Outcome, n uint64) {
 			ch <- prometheus.MustNewConstMetric(c.desc, prometheus.CounterValue, float64(n), rule.Name, string(o))
 		})

@@ -71,6 +71,7 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, 
 	if !taken && from.message != nil {
 		h.noSubscribers(cl, from.message, p.parent)
 	}
+	pause = max(pause, h.republishAll(cl, &p.chain))
 	if c := connectionOf(cl); c != nil {
 		c.pause = pause
 	}
@@ -90,6 +91,7 @@ type publish struct {
 	parent  tracectx.Context
 	outcome tracectx.Outcome
 	matched *rules.Message // nil if there was no rule to match
+	chain   rules.Chain    // what it has set off
 	entry   tracectx.Span  // nil until it is needed
 	report  bool           // false: the entry was needed for its ids alone
 	settled bool           // accept has returned, and not panicked
@@ -125,7 +127,7 @@ func (p *publish) accept(pk *packets.Packet) (reason, error) {
 	case !p.parent.IsZero():
 		p.start(candidates)
 		p.report = true
-	case slices.ContainsFunc(candidates, readsTrace):
+	case slices.ContainsFunc(candidates, (*rules.Rule).ReadsTrace):
 		p.start(candidates)
 	}
 	if len(candidates) == 0 {
@@ -133,19 +135,20 @@ func (p *publish) accept(pk *packets.Packet) (reason, error) {
 	}
 	matching := time.Now()
 	p.matched = p.message(pk)
-	matches := set.Match(candidates, p.matched)
-	if len(matches) == 0 {
+	p.chain = set.Run(candidates, p.matched, p.h.nextID)
+	p.h.tellRefused(set, p.cl.ID, p.chain.Refused)
+	if len(p.chain.Matches) == 0 {
 		return "", nil
 	}
 	p.start(candidates)
 	p.report = true
 	of := source{topic: p.topic, clientID: p.cl.ID, at: p.received, origin: p.origin()}
-	records, spans := p.h.records(set, matches, p.entry, of, matching)
+	records, spans := p.h.records(set, &p.chain, p.entry, of, matching)
 	if len(records) == 0 {
 		return "", nil
 	}
 	commit, err := p.h.o.Append(records)
-	tellDropped(matches, spans, records)
+	tellDropped(p.chain.Matches, spans, records)
 	if err != nil {
 		why := appendFailed
 		if errors.Is(err, bridge.ErrFull) {
@@ -220,13 +223,6 @@ func (p *publish) start(candidates []*rules.Rule) {
 	}
 	p.entry.Tag("mqtt.clientid", p.cl.ID)
 	p.entry.Tag("mqtt.qos", strconv.Itoa(int(p.qos)))
-}
-
-// readsTrace says whether the rule may read the columns of the EntrySpan, which has to be open
-// then before it is known whether anything matches. Templates read what SELECT has put out, so that the
-// statement is all there is to look at.
-func readsTrace(r *rules.Rule) bool {
-	return strings.Contains(r.SQL, "trace_id") || strings.Contains(r.SQL, "sw8")
 }
 
 // end reports the publish's spans, if there is anything to tell of it: a match, or a trace that
@@ -310,16 +306,25 @@ type source struct {
 	origin          string // of the trace, as a metric label
 }
 
-// records are what the matches owe, each match with a LocalSpan under the entry. Those end with it unless they are ended
-// before.
-func (h *hook) records(set *rules.Set, matches []rules.Match, entry tracectx.Span, of source, matching time.Time) ([]bridge.Record, []tracectx.Span) {
+// records are what the matches owe, each match with a LocalSpan under the entry, or under that of the rule that has republished what
+// it fired on. Those end with the entry unless they are ended before.
+func (h *hook) records(set *rules.Set, chain *rules.Chain, entry tracectx.Span, of source, matching time.Time) ([]bridge.Record, []tracectx.Span) {
 	ctx := entry.Context()
 	carrier := ctx.Carrier()
-	records := make([]bridge.Record, 0, len(matches))
-	spans := make([]tracectx.Span, 0, len(matches))
-	for _, m := range matches {
+	records := make([]bridge.Record, 0, len(chain.Matches))
+	spans := make([]tracectx.Span, 0, len(chain.Matches))
+	for _, m := range chain.Matches {
 		h.metrics.matches.WithLabelValues(m.Rule.Name, of.origin).Inc()
-		spans = append(spans, entry.StartLocal(tracectx.SpanOptions{Operation: "rule/" + m.Rule.Name, Start: matching}))
+		parent, topic := entry, of.topic
+		if m.On >= 0 {
+			on := &chain.Published[m.On]
+			parent, topic = spans[on.By], on.Topic
+		}
+		span := parent.StartLocal(tracectx.SpanOptions{Operation: "rule/" + m.Rule.Name, Start: matching})
+		if m.On >= 0 {
+			span.Tag("mq.topic", topic)
+		}
+		spans = append(spans, span)
 		for _, d := range m.Deliveries {
 			records = append(records, bridge.Record{
 				ID:          d.ID,
@@ -329,7 +334,7 @@ func (h *hook) records(set *rules.Set, matches []rules.Match, entry tracectx.Spa
 				Lane:        d.Lane,
 				Ordered:     d.Ordered,
 				Body:        d.Body,
-				Topic:       of.topic,
+				Topic:       topic,
 				ClientID:    of.clientID,
 				Published:   of.at,
 				SW8:         carrier.SW8,
@@ -341,8 +346,8 @@ func (h *hook) records(set *rules.Set, matches []rules.Match, entry tracectx.Spa
 	return records, spans
 }
 
-// tellDropped flags the spans of matches that owed a record which was dropped, and ends all of them. The records are in the
-// order of the matches.
+// tellDropped flags the spans of matches that owed a record which was dropped, and ends all of them, children before their
+// parents, which come earlier. The records are in the order of the matches.
 func tellDropped(matches []rules.Match, spans []tracectx.Span, records []bridge.Record) {
 	for i, m := range matches {
 		var of []bridge.Record
@@ -352,7 +357,9 @@ func tellDropped(matches []rules.Match, spans []tracectx.Span, records []bridge.
 				spans[i].Error("dropped: no room for destination " + strconv.Quote(r.Destination))
 			}
 		}
-		spans[i].End()
+	}
+	for _, s := range slices.Backward(spans) {
+		s.End()
 	}
 }
 

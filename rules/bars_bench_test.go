@@ -75,7 +75,7 @@ func benchmarkKibibyte(b *testing.B, set *rules.Set, want int) {
 	b.ReportAllocs()
 	for b.Loop() {
 		cands = set.Candidates(cands[:0], m.Topic)
-		if got := set.Match(cands, m); len(got) != want {
+		if got := set.Run(cands, m, nil).Matches; len(got) != want {
 			b.Fatalf("%d matches, want %d", len(got), want)
 		}
 	}

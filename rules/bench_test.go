@@ -84,7 +84,7 @@ func benchmarkMatch(b *testing.B, set *rules.Set, topic string, size int, fires 
 	b.ReportAllocs()
 	for b.Loop() {
 		cands = set.Candidates(cands[:0], topic)
-		if got := set.Match(cands, m); len(got) != want {
+		if got := set.Run(cands, m, nil).Matches; len(got) != want {
 			b.Fatalf("%d matches, want %d", len(got), want)
 		}
 	}

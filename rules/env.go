@@ -186,8 +186,8 @@ func (e *env) opened(v value) value {
 type Outcome string
 
 // The outcomes of specs of the language, section "Runtime outcomes", and those of
-// bounds. A rule has one of them for a message, save that TypeMismatch and
-// UndefinedInBody are counted beside it.
+// bounds. A rule has one of them for a message, save that TypeMismatch,
+// UndefinedInBody and NotRepublished are counted beside it.
 const (
 	Matched         Outcome = "matched"
 	NoMatch         Outcome = "no_match"
@@ -196,6 +196,8 @@ const (
 	TooManyRows     Outcome = "too_many_rows"
 	TypeMismatch    Outcome = "type_mismatch"
 	UndefinedInBody Outcome = "undefined_in_body"
+	LoopRefused     Outcome = "loop_refused"
+	NotRepublished  Outcome = "not_republished"
 )
 
 // fault is why a rule failed on a message: what other engines throw.

@@ -336,9 +336,6 @@ func (e *Event) payload() []byte {
 // sorted by name. It costs nothing. The caller must not change the slice.
 func (s *Set) EventCandidates(k EventKind) []*Rule { return s.byEvent[k] }
 
-// MatchEvent is Match for an event and its candidates.
-func (s *Set) MatchEvent(cands []*Rule, ev *Event) []Match { return s.match(cands, ev, ev.payload()) }
-
 func rulesByEvent(enabled []*Rule) (by [EventKinds][]*Rule) {
 	for _, r := range enabled {
 		r.events.each(func(k EventKind) { by[k] = append(by[k], r) })

@@ -69,7 +69,7 @@ func TestEventColumns(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.from, func(t *testing.T) {
 			set := load(t, "destinations: {d: {url: 'http://127.0.0.1/'}}\nrules: [{name: r, sql: 'SELECT * FROM \"$events/"+tt.from+"\"', actions: [{http: d}]}]\n")
-			got := set.MatchEvent(set.EventCandidates(tt.kind), eventOf(tt.kind))
+			got := set.RunEvent(set.EventCandidates(tt.kind), eventOf(tt.kind), nil).Matches
 			if len(got) != 1 || len(got[0].Deliveries) != 1 {
 				t.Fatalf("matches: %v", got)
 			}
@@ -82,7 +82,7 @@ func TestEventColumns(t *testing.T) {
 			}
 			// One that has nothing has the columns that need nothing, and breaks nothing.
 			for range 2 {
-				if got := set.MatchEvent(set.EventCandidates(tt.kind), &rules.Event{Kind: tt.kind}); len(got) != 1 {
+				if got := set.RunEvent(set.EventCandidates(tt.kind), &rules.Event{Kind: tt.kind}, nil).Matches; len(got) != 1 {
 					t.Errorf("an empty event: matches %v", got)
 				}
 			}
@@ -154,7 +154,7 @@ func TestEventStatements(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			set := load(t, "destinations: {d: {url: 'http://127.0.0.1/'}}\nrules:\n  - name: r\n    sql: |\n      SELECT "+tt.items+` FROM "t", "$events/client/disconnected" `+tt.where+"\n    actions: [{http: d}]\n")
-			got := set.MatchEvent(set.EventCandidates(rules.ClientDisconnected), eventOf(rules.ClientDisconnected))
+			got := set.RunEvent(set.EventCandidates(rules.ClientDisconnected), eventOf(rules.ClientDisconnected), nil).Matches
 			var body string
 			if len(got) > 0 {
 				body = string(got[0].Deliveries[0].Body)
@@ -173,11 +173,11 @@ destinations: {d: {url: "http://127.0.0.1/"}}
 rules: [{name: r, sql: 'SELECT payload.n AS n FROM "$events/message/dropped" WHERE payload.n = 1', actions: [{http: d}]}]
 `)
 	ev := eventOf(rules.MessageDropped)
-	if got := set.MatchEvent(set.EventCandidates(ev.Kind), ev); len(got) != 1 || string(got[0].Deliveries[0].Body) != `{"n":1}` {
+	if got := set.RunEvent(set.EventCandidates(ev.Kind), ev, nil).Matches; len(got) != 1 || string(got[0].Deliveries[0].Body) != `{"n":1}` {
 		t.Errorf("matches: %v", got)
 	}
 	ev.Message.Payload = []byte("no JSON")
-	if got := set.MatchEvent(set.EventCandidates(ev.Kind), ev); len(got) != 0 {
+	if got := set.RunEvent(set.EventCandidates(ev.Kind), ev, nil).Matches; len(got) != 0 {
 		t.Errorf("matches: %v", got)
 	}
 	counts := map[rules.Outcome]uint64{}

@@ -21,7 +21,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	m := &rules.Message{ClientID: "v7", Topic: "fleet/v7/telemetry", Payload: payload, QoS: 1, Timestamp: time.UnixMilli(1700000000000)}
-	for _, match := range set.Match(set.Candidates(nil, m.Topic), m) {
+	for _, match := range set.Run(set.Candidates(nil, m.Topic), m, nil).Matches {
 		for _, d := range match.Deliveries {
 			fmt.Printf("%s -> %s, id %q\n", match.Rule.Name, d.Destination, d.ID)
 			fmt.Printf("  %s\n", d.Body)

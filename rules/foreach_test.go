@@ -133,7 +133,7 @@ func TestNoMatchAllocatesNothing(t *testing.T) {
 		m := message("t", `{"n":1,"s":"y","l":[{"x":1},{"x":2},{"x":3,"y":[4]}]}`)
 		cands := set.Candidates(nil, "t")
 		if n := testing.AllocsPerRun(100, func() {
-			if len(set.Match(cands, m)) != 0 {
+			if len(set.Run(cands, m, nil).Matches) != 0 {
 				t.Fatal("it matched")
 			}
 		}); n >= 1 {

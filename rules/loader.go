@@ -141,7 +141,7 @@ func (l *loader) declare(d *ruleDecl) {
 func (l *loader) action(f *file, d *ruleDecl, n *yaml.Node) {
 	var a actionDecl
 	notYet := func(key, _ *yaml.Node) { f.unsupported(key, key.Value) }
-	republish := false
+	var republish *yaml.Node
 	ok := f.fields(n, "an action",
 		field{"http", func(_, n *yaml.Node) {
 			a.at = n
@@ -150,16 +150,20 @@ func (l *loader) action(f *file, d *ruleDecl, n *yaml.Node) {
 		field{"id", func(_, n *yaml.Node) { a.id = n }},
 		field{"body", func(_, n *yaml.Node) { a.body = n }},
 		field{"body_template", notYet},
-		field{"republish", func(key, n *yaml.Node) {
-			republish = true
-			notYet(key, n)
-		}},
+		field{"republish", func(_, n *yaml.Node) { republish = n }},
 	)
-	if !ok || republish {
+	if !ok {
+		return
+	}
+	if republish != nil {
+		if a != (actionDecl{}) {
+			f.fail(n, "two-actions", "make each an element of actions", "one action both republishes and sends")
+		}
+		l.republish(f, d, republish)
 		return
 	}
 	if a.at == nil {
-		f.fail(n, "missing-key", "", "an action needs %s", quote("http"))
+		f.fail(n, "missing-key", "", "an action needs %s or %s", quote("http"), quote("republish"))
 		return
 	}
 	d.actions = append(d.actions, a)

@@ -38,7 +38,7 @@ func message(topic, payload string) *rules.Message {
 
 // match runs a message through a set as the broker does.
 func match(set *rules.Set, m *rules.Message) []rules.Match {
-	return set.Match(set.Candidates(nil, m.Topic), m)
+	return set.Run(set.Candidates(nil, m.Topic), m, nil).Matches
 }
 
 const hardBrake = `
@@ -81,7 +81,8 @@ func TestMatchDelivers(t *testing.T) {
 	}
 	counts := map[rules.Outcome]uint64{}
 	set.Rules()[0].Outcomes().Each(func(o rules.Outcome, n uint64) { counts[o] = n })
-	wantCounts := map[rules.Outcome]uint64{rules.Matched: 2, rules.NoMatch: 3, rules.PayloadNotJSON: 1, rules.BadArgument: 0, rules.TooManyRows: 0, rules.TypeMismatch: 1, rules.UndefinedInBody: 1}
+	wantCounts := map[rules.Outcome]uint64{rules.Matched: 2, rules.NoMatch: 3, rules.PayloadNotJSON: 1, rules.BadArgument: 0, rules.TooManyRows: 0, rules.TypeMismatch: 1, rules.UndefinedInBody: 1,
+		rules.LoopRefused: 0, rules.NotRepublished: 0}
 	if diff := cmp.Diff(wantCounts, counts); diff != "" {
 		t.Errorf("outcomes, -want +got\n%s", diff)
 	}

@@ -28,6 +28,7 @@ func newSet(generation string, rules []*Rule, destinations []Destination) *Set {
 			enabled = append(enabled, r)
 		}
 	}
+	markTraceReaders(enabled)
 	s := &Set{generation: generation, rules: rules, destinations: destinations, index: newTopicIndex(enabled), byEvent: rulesByEvent(enabled)}
 	s.envs.New = func() any { return &env{now: time.Now} }
 	return s
@@ -63,8 +64,10 @@ type Rule struct {
 	Line int
 
 	*program
-	actions  []action
-	outcomes *Outcomes
+	actions     []action
+	republishes []republish
+	outcomes    *Outcomes
+	readsTrace  bool
 }
 
 // action is one thing that a rule does with its row.
@@ -92,11 +95,33 @@ func (r *Rule) Filters() []string { return r.filters }
 // Outcomes counts how the rule fared. A rule keeps its counters over a reload.
 func (r *Rule) Outcomes() *Outcomes { return r.outcomes }
 
+// ReadsTrace reports whether the columns trace_id and sw8 may be read by the rule,
+// or by one that what it republishes may lead to.
+func (r *Rule) ReadsTrace() bool { return r.readsTrace }
+
+// markTraceReaders looks at statements alone: templates read what SELECT puts out.
+func markTraceReaders(enabled []*Rule) {
+	any := false
+	for _, r := range enabled {
+		r.readsTrace = strings.Contains(r.SQL, "trace_id") || strings.Contains(r.SQL, "sw8")
+		any = any || r.readsTrace
+	}
+	for _, r := range enabled {
+		r.readsTrace = r.readsTrace || any && len(r.republishes) > 0
+	}
+}
+
 // Outcomes counts the messages that a rule was a candidate for. TypeMismatch and
 // UndefinedInBody are counted beside the others, which exclude each other; all at most
-// once a message, however many rows it has.
+// once a message, however many rows it has. NotRepublished is counted beside them too, once for
+// each message that was not published.
 type Outcomes struct {
 	Matched, NoMatch, PayloadNotJSON, BadArgument, TooManyRows, TypeMismatch, UndefinedInBody atomic.Uint64
+	LoopRefused, NotRepublished                                                               atomic.Uint64
+
+	// Republished counts the messages that went out. It is no outcome, and for the
+	// one who publishes them to count.
+	Republished atomic.Uint64
 }
 
 // Each calls fn for every counter, always in the same order.
@@ -108,6 +133,8 @@ func (o *Outcomes) Each(fn func(Outcome, uint64)) {
 	fn(TooManyRows, o.TooManyRows.Load())
 	fn(TypeMismatch, o.TypeMismatch.Load())
 	fn(UndefinedInBody, o.UndefinedInBody.Load())
+	fn(LoopRefused, o.LoopRefused.Load())
+	fn(NotRepublished, o.NotRepublished.Load())
 }
 
 func (o *Outcomes) count(fired bool, err error, e *env) {
@@ -117,6 +144,8 @@ func (o *Outcomes) count(fired bool, err error, e *env) {
 		o.PayloadNotJSON.Add(1)
 	case failed != nil && failed.outcome == TooManyRows:
 		o.TooManyRows.Add(1)
+	case failed != nil && failed.outcome == LoopRefused:
+		o.LoopRefused.Add(1)
 	case failed != nil:
 		o.BadArgument.Add(1)
 	case fired:
@@ -217,14 +246,6 @@ type Header struct {
 	Value Secret
 }
 
-// Match is a rule that fired, and what it owes: a delivery for each row and action,
-// the rows in their order, and the actions in theirs within a row.
-type Match struct {
-	Rule       *Rule
-	Rows       int // of SELECT one, of FOREACH at least one
-	Deliveries []Delivery
-}
-
 // Delivery is one request to be made. It shares no memory with the message's
 // payload.
 type Delivery struct {
@@ -235,55 +256,9 @@ type Delivery struct {
 	Ordered     bool   // false: it has no lane
 }
 
-// Match runs the candidates on a message and answers those that fired, in the
-// order of cands. A rule that fails is counted and has not fired, whatever rows it
-// had before. So has one that does not fit into MaxRows with those before it.
-func (s *Set) Match(cands []*Rule, m *Message) []Match { return s.match(cands, m, m.Payload) }
-
-func (s *Set) match(cands []*Rule, of row, payload []byte) []Match {
-	if len(cands) == 0 {
-		return nil
-	}
-	e := s.envs.Get().(*env)
-	e.reset(of, payload)
-	var matches []Match
-	room := MaxRows
-	for _, r := range cands {
-		e.start(r.Name)
-		rows, deliveries, err := r.fire(e, room)
-		if rows > 0 {
-			matches = append(matches, Match{Rule: r, Rows: rows, Deliveries: deliveries})
-			room -= rows
-		}
-		r.outcomes.count(rows > 0, err, e)
-	}
-	e.start("")
-	e.reset(nil, nil)
-	s.envs.Put(e)
-	return matches
-}
-
-// fire runs the rule on the env's message and answers how many rows it has, up to
-// room, and what they owe.
-func (r *Rule) fire(e *env, room int) (rows int, ds []Delivery, err error) {
-	var ok bool
-	for ok, err = r.first(e); ok && err == nil; ok, err = r.next(e) {
-		if rows++; rows > room {
-			err = tooManyRows(room)
-			break
-		}
-		ds = r.deliver(e, ds)
-	}
-	if err != nil {
-		e.missing = false // nothing is sent that could lack it
-		return 0, nil, err
-	}
-	return rows, ds, nil
-}
-
 // deliver adds what the row in e.out owes to ds.
 func (r *Rule) deliver(e *env, ds []Delivery) []Delivery {
-	if ds == nil {
+	if ds == nil && len(r.actions) > 0 {
 		ds = make([]Delivery, 0, len(r.actions))
 	}
 	for _, a := range r.actions {
