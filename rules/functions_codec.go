@@ -136,6 +136,9 @@ func base64Of(options []value) (*base64.Encoding, error) {
 	return encoding.WithPadding(padding), nil
 }
 
+// blanks are white space that may stand in base64.
+var blanks = strings.NewReplacer(" ", "", "\t", "")
+
 func toBase64(_ *env, args []value) (value, error) {
 	data, err := textOf(args[0])
 	if err != nil {
@@ -157,7 +160,7 @@ func fromBase64(_ *env, args []value) (value, error) {
 	if err != nil {
 		return value{}, err
 	}
-	data, err := encoding.DecodeString(text)
+	data, err := encoding.DecodeString(blanks.Replace(text)) // which takes line breaks itself
 	if err != nil {
 		return value{}, badArgument("no base64 of this kind: %s", shown(args[0]))
 	}

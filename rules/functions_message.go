@@ -43,9 +43,11 @@ func payloadField(e *env, args []value) (value, error) {
 	if err != nil {
 		return value{}, err
 	}
-	v, err := e.payloadJSON()
-	if err != nil {
-		return value{}, err
+	v := e.column("payload")
+	if v.kind == kindString {
+		if v, err = e.payloadJSON(); err != nil {
+			return value{}, err
+		}
 	}
 	return e.within(v, path), nil
 }

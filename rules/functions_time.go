@@ -2,6 +2,7 @@ package rules
 
 import (
 	"fmt"
+	"math"
 	"math/big"
 	"strconv"
 	"strings"
@@ -26,8 +27,12 @@ func unitConstant(at int) func(int, int, value) (value, error) { return oneOf(at
 
 // unixTime is how many units t is after 1970, whole ones.
 func unixTime(t time.Time, perSecond int64) value {
-	whole := new(big.Int).Mul(big.NewInt(t.Unix()), big.NewInt(perSecond))
-	return bigInteger(whole.Add(whole, big.NewInt(int64(t.Nanosecond())*perSecond/1e9)))
+	seconds, rest := t.Unix(), int64(t.Nanosecond())*perSecond/1e9
+	if farthest := math.MaxInt64/perSecond - 1; seconds >= -farthest && seconds <= farthest {
+		return integer(seconds*perSecond + rest)
+	}
+	whole := new(big.Int).Mul(big.NewInt(seconds), big.NewInt(perSecond))
+	return bigInteger(whole.Add(whole, big.NewInt(rest)))
 }
 
 // timeOf is the time in a zone that is so many units after 1970. Its year must have
@@ -50,12 +55,18 @@ func timeOf(v value, perSecond int64, zone *time.Location) (time.Time, error) {
 
 func nowTimestamp(e *env, args []value) (value, error) {
 	perSecond, err := unitOf(args, 0)
-	return unixTime(e.now(), perSecond), err
+	if err != nil {
+		return value{}, err
+	}
+	return unixTime(e.now(), perSecond), nil
 }
 
 func nowRFC3339(e *env, args []value) (value, error) {
 	perSecond, err := unitOf(args, 0)
-	return str(rfc3339(e.now(), perSecond)), err
+	if err != nil {
+		return value{}, err
+	}
+	return str(rfc3339(e.now(), perSecond)), nil
 }
 
 // rfc3339 has as many digits of the second as the unit has, and +00:00 for UTC.
@@ -212,14 +223,11 @@ func formatDate(e *env, args []value) (value, error) {
 	if err != nil {
 		return value{}, err
 	}
-	at := e.now()
-	ts := unixTime(at, perSecond)
+	t := e.now().In(zone).Truncate(time.Second / time.Duration(perSecond))
 	if len(args) == 4 {
-		ts = args[3]
-	}
-	t, err := timeOf(ts, perSecond, zone)
-	if err != nil {
-		return value{}, err
+		if t, err = timeOf(args[3], perSecond, zone); err != nil {
+			return value{}, err
+		}
 	}
 	var b []byte
 	for _, p := range parts {
