@@ -82,7 +82,7 @@ func toFloat(_ *env, args []value) (value, error) {
 			return value{}, err
 		}
 		if math.Abs(f) < exactInFloat { // beyond it there are none
-			f, _ = strconv.ParseFloat(fixed(f, n), 64)
+			f, _ = strconv.ParseFloat(scaled(f, n), 64)
 		}
 	}
 	return finite(f)
@@ -175,11 +175,40 @@ func fromHex(_ *env, args []value) (value, error) {
 	return made(string(b))
 }
 
-// fixed prints f with n decimals. What lies in the middle goes away from zero, as
-// Erlang has it, and not to the even digit.
+// fixed prints f with n decimals. What lies in the middle goes away from zero, and
+// not to the even digit.
 func fixed(f float64, n int) string {
 	if tie := math.Ldexp(f, n+1); math.Abs(tie) < exactInFloat && math.Abs(math.Mod(tie, 2)) == 1 {
 		f = math.Nextafter(f, math.Inf(int(math.Copysign(1, f))))
 	}
 	return strconv.FormatFloat(f, 'f', n, 64)
+}
+
+// maxScaled is the number of decimals up to which they fit in a float.
+const maxScaled = 15
+
+// scaled is fixed as Erlang's float_to_binary does it, which other engines print
+// floats with: it rounds the decimals as an integer, so that 0.5195, which a float is
+// a little below, has the three decimals 0.520.
+func scaled(f float64, n int) string {
+	if n > maxScaled || math.Abs(f) >= exactInFloat {
+		return fixed(f, n)
+	}
+	whole, fraction := math.Modf(math.Abs(f))
+	unit := math.Pow10(n)
+	decimals := math.Floor(float64(fraction*unit) + 0.5) // the conversion keeps the two steps apart
+	if decimals == unit {
+		whole, decimals = whole+1, 0
+	}
+	b := make([]byte, 0, 32)
+	if math.Signbit(f) {
+		b = append(b, '-')
+	}
+	b = strconv.AppendInt(b, int64(whole), 10)
+	if n == 0 {
+		return string(b)
+	}
+	digits := strconv.FormatInt(int64(decimals), 10)
+	b = append(append(b, '.'), strings.Repeat("0", n-len(digits))...)
+	return string(append(b, digits...))
 }

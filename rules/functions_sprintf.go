@@ -239,6 +239,11 @@ func (d directive) float(f float64) string {
 	if d.verb == 'f' {
 		return fixed(f, digits)
 	}
+	// Of the shortest digits that read back as f, a last 5 that must go goes up.
+	if shortest, exponent, _ := strings.Cut(strconv.FormatFloat(f, 'e', -1, 64), "e"); strings.HasSuffix(shortest, "5") &&
+		len(strings.TrimPrefix(shortest, "-")) == digits+2 {
+		f, _ = strconv.ParseFloat(shortest[:len(shortest)-1]+"6e"+exponent, 64)
+	}
 	mantissa, exponent, _ := strings.Cut(strconv.FormatFloat(f, 'e', digits-1, 64), "e")
 	n, _ := strconv.Atoi(exponent)
 	return fmt.Sprintf("%se%+d", mantissa, n)

@@ -218,7 +218,7 @@ func (v value) text() string {
 // decimals prints f with at most n decimals, and at least one unless n is 0: 1.0,
 // 0.25.
 func decimals(f float64, n int) string {
-	s := fixed(f, n)
+	s := scaled(f, n)
 	if n == 0 {
 		return s
 	}
