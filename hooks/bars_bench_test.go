@@ -253,10 +253,21 @@ func stall(b *testing.B, deaf, publisher *peer) {
 }
 
 // BenchmarkConnectStorm: the greatest delay of a PUBACK for a steady client's 200 publishes a second, while 3,000 clients, 50 at a
-// time, connect, subscribe and disconnect.
+// time, connect, subscribe and disconnect; with a rule that each of their events matches, and without.
 func BenchmarkConnectStorm(b *testing.B) {
+	b.Run("no rule", func(b *testing.B) { connectStorm(b, benchServer(b, nothingMatches)) })
+	b.Run("events", func(b *testing.B) {
+		queue := &groupQueue{flush: func() (time.Duration, error) { return time.Millisecond, nil }}
+		queue.run(nil)
+		b.Cleanup(queue.stop)
+		s := benchServer(b, queue.append, selecting(b, `SELECT * FROM "$events/client/+", "$events/session/+"`))
+		connectStorm(b, s)
+		b.ReportMetric(s.sum(b, "throughline_events_matched_total"), "events")
+	})
+}
+
+func connectStorm(b *testing.B, s *served) {
 	const connects, together, pause = 3000, 50, 5 * time.Millisecond
-	s := benchServer(b, nothingMatches)
 	steady := benchPeer(b, s, 4, "steady")
 	var sent sentAt
 	var took delays

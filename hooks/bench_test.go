@@ -12,6 +12,7 @@ import (
 	"github.com/throughline-mqtt/throughline/auth"
 	"github.com/throughline-mqtt/throughline/bridge"
 	"github.com/throughline-mqtt/throughline/rules"
+	"github.com/throughline-mqtt/throughline/sessions"
 	"github.com/throughline-mqtt/throughline/tracectx"
 	"github.com/throughline-mqtt/throughline/tracectx/tracectxtest"
 )
@@ -112,4 +113,53 @@ func BenchmarkOnPublish(b *testing.B) {
 			}
 		})
 	}
+}
+
+// TestEventWithoutRuleAllocatesNothing: no columns are made that nobody reads.
+func TestEventWithoutRuleAllocatesNothing(t *testing.T) {
+	h, cl := newPublishing(t, spanless{t})
+	c := &connection{server: &Server{hook: h}, client: cl}
+	sub := &subscriber{session: sessions.New(&h.subscribers.counters)}
+	m := &sessions.Message{Topic: "a"}
+	connect, codes := &packets.Packet{}, []byte{0}
+	subscribe := &packets.Packet{Filters: packets.Subscriptions{{Filter: "a"}}}
+	if n := testing.AllocsPerRun(100, func() {
+		c.answered(connect, packets.CodeSuccess)
+		h.authorized(cl, "a", true, true)
+		h.subscribed(cl, subscribe, codes)
+		h.unsubscribed(cl, subscribe)
+		var d drops
+		d.add(sub, m, sessions.QoS0)
+		h.undelivered(&d)
+		c.gone(reasonNormal, nil)
+	}); n > 0 {
+		t.Errorf("events that nobody wants allocate %v times", n)
+	}
+}
+
+func BenchmarkEvent(b *testing.B) {
+	for _, c := range []struct{ name, from string }{{"no rule", "t"}, {"match", "$events/auth/check_authz_complete"}} {
+		b.Run(c.name, func(b *testing.B) {
+			h, cl := newPublishing(b, tracectxtest.NewUnsampledRecorder("broker"))
+			set, problems := rules.Load([]string{writeRule(b, c.from)}, rules.LoadOptions{})
+			if set == nil {
+				b.Fatal(problems)
+			}
+			h.o.Rules = func() *rules.Set { return set }
+			b.ReportAllocs()
+			for b.Loop() {
+				h.authorized(cl, "fleet/v7/telemetry", true, true)
+			}
+		})
+	}
+}
+
+func writeRule(t testing.TB, from string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	text := "destinations: {center: {url: 'http://127.0.0.1:1/'}}\nrules: [{name: r, sql: 'SELECT * FROM \"" + from + "\"', actions: [{http: center}]}]\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -367,6 +368,34 @@ func TestDroppedDeliveries(t *testing.T) {
 		}
 		defer p.Close()
 		b.wantRows(begin, row("expired", "offline", "x", 1, `"Message-Expiry-Interval": 1, `))
+	})
+	t.Run("queued before there was a rule", func(t *testing.T) {
+		var there atomic.Bool
+		b := start(t, selecting(t, sql), func(o *hooks.Options) {
+			with := o.Rules
+			o.Rules = func() *rules.Set {
+				if there.Load() {
+					return with()
+				}
+				return nil
+			}
+		})
+		offline(t, b)
+		c := b.client(5, "publisher")
+		c.send(packets.Packet{
+			FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1}, TopicName: "a", PacketID: 1, Payload: []byte("x"),
+			Properties: packets.Properties{MessageExpiryInterval: 1},
+		})
+		c.read()
+		there.Store(true)
+		time.Sleep(1100 * time.Millisecond) // what it takes to expire
+		p, _, err := connectPeer(b.address, 5, "offline", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		b.wantRows(begin, `{"event": "delivery.dropped", "reason": "expired", "from_clientid": "publisher", "clientid": "offline", "payload": "x", "topic": "a",
+			"qos": 1, "flags": {"dup": false, "retain": false}, "pub_props": {"User-Property": {}}, "timestamp": 1, "node": "broker@test"}`)
 	})
 	t.Run("retained is taken", func(t *testing.T) {
 		b := start(t, selecting(t, sql))

@@ -243,6 +243,14 @@ func ofMessage(name, column string) eventColumn {
 	}}
 }
 
+// colMessageID is undefined if the message is not known as its publisher has sent it.
+var colMessageID = eventColumn{"id", func(e *Event) value {
+	if e.Message == nil {
+		return value{}
+	}
+	return optional(e.Message.ID)
+}}
+
 func properties(name string) eventColumn {
 	return eventColumn{name, func(e *Event) value { return e.Properties.value() }}
 }
@@ -284,13 +292,13 @@ var columnsOfKind = [EventKinds][]eventColumn{
 		colEvent, colTimestamp, colNode,
 	},
 	MessageDropped: {
-		colReason, ofMessage("id", "id"), colClientID, colUsername, ofMessage("payload", "payload"), ofMessage("peerhost", "peerhost"),
+		colReason, colMessageID, colClientID, colUsername, ofMessage("payload", "payload"), ofMessage("peerhost", "peerhost"),
 		ofMessage("peername", "peername"), ofMessage("topic", "topic"), ofMessage("qos", "qos"), ofMessage("flags", "flags"),
 		ofMessage("pub_props", "pub_props"), ofMessage("publish_received_at", "publish_received_at"), colAttrs,
 		colEvent, colTimestamp, colNode,
 	},
 	DeliveryDropped: {
-		colReason, ofMessage("id", "id"), ofMessage("from_clientid", "clientid"), ofMessage("from_username", "username"), colClientID, colUsername,
+		colReason, colMessageID, ofMessage("from_clientid", "clientid"), ofMessage("from_username", "username"), colClientID, colUsername,
 		ofMessage("payload", "payload"), ofMessage("peerhost", "peerhost"), ofMessage("peername", "peername"), ofMessage("topic", "topic"),
 		ofMessage("qos", "qos"), ofMessage("flags", "flags"), ofMessage("pub_props", "pub_props"), ofMessage("publish_received_at", "publish_received_at"),
 		colEvent, colTimestamp, colNode,

@@ -13,7 +13,7 @@ type Message struct {
 	Payload     []byte
 	QoS         byte
 	Retain, Dup bool
-	Timestamp   time.Time // when the broker received it
+	Timestamp   time.Time // when the broker received it; zero: that is not known, and the column undefined
 	PeerHost    string    // the client's address
 	PeerName    string    // the client's address and port
 	Node        string
@@ -74,7 +74,7 @@ func (m *Message) column(name string) value {
 	case "pub_props":
 		return objectOf(m.properties())
 	case "publish_received_at", "timestamp":
-		return integer(m.Timestamp.UnixMilli())
+		return milliseconds(m.Timestamp)
 	case "client_attrs":
 		return objectOf(&object{})
 	case "event":
