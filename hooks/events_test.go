@@ -28,8 +28,13 @@ import (
 // selecting makes rules of the server: one, called r, with this statement.
 func selecting(t testing.TB, sql string) func(*hooks.Options) {
 	t.Helper()
+	return withRules(t, "destinations: {center: {url: 'http://127.0.0.1:1/'}}\nrules:\n  - name: r\n    sql: |\n      "+sql+"\n    actions: [{http: center}]\n")
+}
+
+// withRules makes the rules of the server those of this file.
+func withRules(t testing.TB, text string) func(*hooks.Options) {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "rules.yaml")
-	text := "destinations: {center: {url: 'http://127.0.0.1:1/'}}\nrules:\n  - name: r\n    sql: |\n      " + sql + "\n    actions: [{http: center}]\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -583,4 +588,43 @@ func TestNoEventOfItsOwnDoing(t *testing.T) {
 	c.subscribe("other") // somebody is there; $SYS topics were published at the start
 	c.publish("nobody", 0, 0, "x")
 	b.wantRows(time.Now(), `{"topic": "nobody"}`)
+}
+
+// TestEventThatRepublishes: what a rule publishes on an event reaches its subscribers, and is never the cause of another event.
+func TestEventThatRepublishes(t *testing.T) {
+	b := start(t, withRules(t, `
+rules:
+  - name: presence
+    sql: SELECT clientid FROM "$events/client/connected"
+    actions: [{republish: {topic: "presence/${clientid}", qos: 1, payload: {online: "${clientid}"}}}]
+  - name: lost
+    sql: SELECT topic FROM "$events/message/dropped"
+    actions: [{republish: {topic: "lost/${topic}", payload: "x"}}]
+  - name: missed
+    sql: SELECT topic FROM "$events/message/delivery_dropped"
+    actions: [{republish: {topic: "missed", payload: "x"}}]
+`))
+	gone, _, err := connectPeer(b.address, 4, "offline", false)
+	if err == nil {
+		err = gone.subscribe("missed", 1)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+	b.eventually("the end of the connection", func() bool { return b.metric("throughline_mqtt_clients") == 0 })
+	dashboard := b.client(5, "dashboard")
+	dashboard.subscribe("presence/#")
+	c := b.client(5, "v7")
+	if got := dashboard.read(); got.TopicName != "presence/v7" || string(got.Payload) != `{"online":"v7"}` {
+		t.Errorf("got %s", show(got))
+	}
+	c.publish("nobody", 0, 0, "x") // dropped; so is lost/nobody
+	c.publish("missed", 0, 0, "x") // dropped for the client that is offline; so is what comes of that
+	c.next()
+	for event, n := range map[string]float64{"message.dropped": 1, "delivery.dropped": 1} {
+		b.wantMetric(fmt.Sprintf("throughline_events_raised_total{event=%q}", event), n)
+	}
+	b.wantMetric(`throughline_rule_republished_total{rule="lost"}`, 1)
+	b.wantMetric(`throughline_rule_republished_total{rule="missed"}`, 1)
 }
