@@ -15,9 +15,14 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// minVectors is how many vectors there are at least: a file that is no longer read
-// shows.
-const minVectors = 600
+// minVectors is how many vectors there are at least, and minOfSection how many of each
+// of the sections: a file that is no longer read shows.
+const (
+	minVectors   = 1000
+	minOfSection = 20
+)
+
+var sections = []string{"0", "1", "2", "3", "4", "5", "6", "7", "9"}
 
 // vectorFile is one file of testdata/vectors, named after what it is about:
 //
@@ -82,10 +87,13 @@ func TestVectors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := 0
+	n, of := 0, map[string]int{}
 	for _, path := range paths {
 		file := readVectors(t, path)
 		n += len(file.Vectors)
+		for _, v := range file.Vectors {
+			of[v.Section]++
+		}
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".yaml"), func(t *testing.T) {
 			for _, v := range file.Vectors {
 				t.Run(v.name(), func(t *testing.T) { v.run(t) })
@@ -94,6 +102,11 @@ func TestVectors(t *testing.T) {
 	}
 	if n < minVectors {
 		t.Errorf("%d vectors, want at least %d", n, minVectors)
+	}
+	for _, section := range sections {
+		if of[section] < minOfSection {
+			t.Errorf("%d vectors of section %s, want at least %d", of[section], section, minOfSection)
+		}
 	}
 }
 
