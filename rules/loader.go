@@ -180,6 +180,7 @@ func (l *loader) resolve() {
 			d.outcomes = before.outcomes
 		}
 	}
+	l.checkLoops()
 	for _, d := range l.destinations {
 		if !d.used {
 			d.file.warn(d.key, "unused-destination", "", "no rule sends to destination %s", quote(d.Name))
