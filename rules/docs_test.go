@@ -23,12 +23,13 @@ import (
 // docsPage is docs/rules.md, read for what can be run in it. Fenced blocks are
 //
 //	yaml          a rule file that loads
+//	yaml test     a test file that passes with the first rule file
 //	json payload  the message that bodies and tables are about
 //	json body     the one body that the last rule file sends for it
 //	sql           a statement without a problem
 //	jsonl         requests and answers of broker eval, in turn
 //	json check    what check -json writes, as its script has it
-//	(nothing)     what check prints, as one of the goldens has it
+//	(nothing)     what check or test prints, as one of the goldens or scripts has it
 //
 // and the first code span of each row of a table is run too, as TestDocsTables
 // says for each kind of table.
@@ -100,13 +101,21 @@ func readDocs(t *testing.T) *docsPage {
 // TestDocsBlocks runs the fenced blocks.
 func TestDocsBlocks(t *testing.T) {
 	page := readDocs(t)
-	var set *rules.Set
+	var set, first *rules.Set
 	seen := map[string]int{}
 	for _, b := range page.blocks {
 		seen[b.kind]++
 		switch b.kind {
 		case "yaml":
 			set = load(t, b.text)
+			if first == nil {
+				first = set
+			}
+		case "yaml test":
+			failures, problems := rules.RunTests(first, b.text)
+			if len(failures)+len(problems) > 0 {
+				t.Errorf("line %d: %v %v", b.line, failures, problems)
+			}
 		case "json payload":
 		case "json body":
 			got := match(set, message("fleet/v7/telemetry", page.payload))
@@ -146,7 +155,7 @@ func TestDocsBlocks(t *testing.T) {
 			t.Errorf("line %d: nothing checks a block of %s", b.line, b.kind)
 		}
 	}
-	if len(seen) != 7 {
+	if len(seen) != 8 {
 		t.Errorf("blocks: %v, want some of each kind", seen)
 	}
 }
@@ -165,6 +174,13 @@ func inGolden(t *testing.T, text string) bool {
 	archives, err := filepath.Glob("testdata/problems/*.txtar")
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, command := range []string{"test", "explain"} {
+		scripts, err := filepath.Glob("../testdata/script/" + command + "*.txtar")
+		if err != nil {
+			t.Fatal(err)
+		}
+		archives = append(archives, scripts...)
 	}
 	return slices.ContainsFunc(archives, func(path string) bool {
 		golden, err := os.ReadFile(path)

@@ -39,12 +39,16 @@ type LoadOptions struct {
 
 // Load reads rule files: the files named, and *.yaml and *.yml within the folders
 // named, *_test.yaml excluded. Names that begin with a point are passed over in
-// folders. All that is wrong is answered at once, sorted by position. The set is
+// folders. A test file that is named itself is checked, and no more; see LoadTests.
+// All that is wrong is answered at once, sorted by position. The set is
 // nil if any of it is an error; with warnings alone there is a set.
 func Load(paths []string, o LoadOptions) (*Set, []Problem) {
-	texts, problems := readFiles(paths)
-	set, more := build(texts, o)
-	problems = append(problems, more...)
+	c := read(paths, false)
+	set, problems := build(c.texts, o)
+	problems = append(problems, c.problems...)
+	for _, t := range c.tests {
+		problems = append(problems, readTests(t, set).shown()...)
+	}
 	sortProblems(problems)
 	if HasErrors(problems) {
 		return nil, problems

@@ -29,16 +29,30 @@ const (
 // readFiles answers the contents of all rule files under paths, sorted by path,
 // each once.
 func readFiles(paths []string) ([]fileText, []Problem) {
-	c := read(paths)
+	c := read(paths, false)
 	return c.texts, c.problems
 }
 
-func read(paths []string) *collector {
-	c := &collector{}
+// read collects all rule files under paths, and the test files: those named, and with
+// foldersTests also those of folders. Where test files alone are named, the rules are
+// those of their folders.
+func read(paths []string, foldersTests bool) *collector {
+	c := &collector{foldersTests: foldersTests}
+	testsAlone := len(paths) > 0
 	for _, p := range paths {
-		c.path(filepath.Clean(p))
+		p = filepath.Clean(p)
+		c.path(p)
+		testsAlone = testsAlone && isTestFile(filepath.Base(p))
 	}
-	slices.SortFunc(c.texts, func(a, b fileText) int { return cmp.Compare(a.Path, b.Path) })
+	if testsAlone {
+		c.foldersTests = false
+		for _, t := range slices.Clone(c.tests) {
+			c.path(filepath.Dir(t.Path))
+		}
+	}
+	for _, texts := range [][]fileText{c.texts, c.tests} {
+		slices.SortFunc(texts, func(a, b fileText) int { return cmp.Compare(a.Path, b.Path) })
+	}
 	return c
 }
 
@@ -51,7 +65,7 @@ const maxTries = 5
 func readSteady(paths []string) ([]fileText, []Problem) {
 	var c *collector
 	for range maxTries {
-		if c = read(paths); c.isSteady() {
+		if c = read(paths, false); c.isSteady() {
 			break
 		}
 	}
@@ -70,13 +84,17 @@ func (c *collector) isSteady() bool {
 }
 
 type collector struct {
-	texts    []fileText
-	bytes    int
-	infos    map[string]os.FileInfo // of the files read, by path
-	files    visited
-	folders  visited
-	full     bool // too many files, or bytes
-	problems []Problem
+	texts []fileText
+	// tests are the test files that were named, with foldersTests also those of
+	// folders.
+	tests        []fileText
+	foldersTests bool
+	bytes        int
+	infos        map[string]os.FileInfo // of the files read, by path
+	files        visited
+	folders      visited
+	full         bool // too many files, or bytes
+	problems     []Problem
 }
 
 // visited are files or folders that were seen before, under whatever path.
@@ -167,7 +185,7 @@ func (c *collector) folder(path string, above []os.FileInfo) {
 		if strings.HasPrefix(name, ".") {
 			continue
 		}
-		isRule := isRuleFile(name)
+		isRule := isRuleFile(name) || c.foldersTests && isTestFile(name)
 		if !isRule && e.Type().IsRegular() {
 			continue
 		}
@@ -186,14 +204,19 @@ func (c *collector) folder(path string, above []os.FileInfo) {
 
 func isRuleFile(name string) bool {
 	ext := filepath.Ext(name)
-	return (ext == ".yaml" || ext == ".yml") && !strings.HasSuffix(strings.TrimSuffix(name, ext), "_test")
+	return (ext == ".yaml" || ext == ".yml") && !isTestFile(name)
+}
+
+func isTestFile(name string) bool {
+	ext := filepath.Ext(name)
+	return (ext == ".yaml" || ext == ".yml") && strings.HasSuffix(strings.TrimSuffix(name, ext), "_test")
 }
 
 func (c *collector) file(path string, info os.FileInfo) {
 	switch {
 	case c.full || c.files.again(info):
 		return
-	case len(c.texts) == maxFiles:
+	case len(c.texts)+len(c.tests) == maxFiles:
 		c.full = true
 		c.fail(path, "too-many-files", "is this the folder of the rules?", fmt.Sprintf("this file is one more than the %d that a set has at most", maxFiles))
 		return
@@ -216,6 +239,10 @@ func (c *collector) file(path string, info os.FileInfo) {
 		c.infos = map[string]os.FileInfo{}
 	}
 	c.infos[path] = info
+	if isTestFile(filepath.Base(path)) {
+		c.tests = append(c.tests, fileText{Path: path, Text: text})
+		return
+	}
 	c.texts = append(c.texts, fileText{Path: path, Text: text})
 }
 

@@ -1,0 +1,330 @@
+package rules
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// TestFailure is one thing that is not as it was expected.
+type TestFailure struct {
+	// File, Line and Col are the place of the expectation, or of the test for what
+	// was not expected at all. Line and Col count from 1.
+	File string `json:"file"`
+	Line int    `json:"line"`
+	Col  int    `json:"col"`
+	// Message says what is wrong, in a line.
+	Message string `json:"message"`
+	// Differences are where something was sent, but not what was expected.
+	Differences []Difference `json:"differences,omitempty"`
+}
+
+// Difference is one place at which what was sent is not what was wanted.
+type Difference struct {
+	// Path is body, or a place in it such as body.pos.lat or body.list[2], the first
+	// element being 1; or another key of the expectation.
+	Path string `json:"path"`
+	// Wanted and Found are JSON, or "nothing"; text that is no JSON is quoted.
+	Wanted string `json:"wanted"`
+	Found  string `json:"found"`
+}
+
+// Run runs the test through the same code as the broker, at the time that it names
+// itself or else that of the clock, and answers what is not as expected: nothing if it
+// has passed.
+func (t *Tests) Run(test *Test) []TestFailure {
+	set := t.set
+	now := time.Now
+	if !test.now.IsZero() {
+		now = func() time.Time { return test.now }
+		set = t.set.at(now)
+	}
+	of, payload := test.input(now())
+	var found []sent
+	for _, m := range set.run(test.cands(set), of, payload, nil).Matches {
+		for _, d := range m.Deliveries {
+			found = append(found, sent{m.Rule, d, set.traceBody(d.Destination)})
+		}
+	}
+	return test.compare(found)
+}
+
+// at is the set with another clock.
+func (s *Set) at(now func() time.Time) *Set {
+	c := newSet(s.generation, s.rules, s.destinations)
+	c.envs.New = func() any { return &env{now: now} }
+	return c
+}
+
+func (s *Set) traceBody(destination string) TraceBody {
+	for i := range s.destinations {
+		if s.destinations[i].Name == destination {
+			return s.destinations[i].TraceBody
+		}
+	}
+	return TraceBody{}
+}
+
+// input is what the test runs on, at a time.
+func (t *Test) input(now time.Time) (row, []byte) {
+	switch of := t.origin.(type) {
+	case *Message:
+		m := *of
+		if m.Timestamp.IsZero() {
+			m.Timestamp = now
+		}
+		return &m, m.Payload
+	case *Event:
+		e := *of
+		if e.Timestamp.IsZero() {
+			e.Timestamp = now
+		}
+		if e.Message != nil {
+			m := *e.Message
+			if m.Timestamp.IsZero() {
+				m.Timestamp = e.Timestamp
+			}
+			e.Message = &m
+		}
+		return &e, e.payload()
+	}
+	return t.origin, nil
+}
+
+// sent is one delivery that the rules made.
+type sent struct {
+	rule *Rule
+	Delivery
+	trace TraceBody
+}
+
+func (s *sent) is(x *expectation) bool { return s.rule.Name == x.rule && s.Destination == x.http }
+
+// compare pairs what was expected with what was found, in order, and answers what
+// is left over or differs.
+func (t *Test) compare(found []sent) []TestFailure {
+	pairs := t.pair(found)
+	var failures []TestFailure
+	fail := func(line, col int, d []Difference, format string, args ...any) {
+		failures = append(failures, TestFailure{t.File, line, col, fmt.Sprintf(format, args...), d})
+	}
+	paired := make([]bool, len(found))
+	for i, x := range t.expect {
+		j := pairs[i]
+		if j < 0 {
+			continue
+		}
+		paired[j] = true
+		if d := x.differences(&found[j]); len(d) > 0 {
+			fail(x.line, x.col, d, "%s is not as expected", describeSent(x.rule, x.http))
+		}
+	}
+	for i, x := range t.expect {
+		if pairs[i] >= 0 {
+			continue
+		}
+		j := slices.IndexFunc(found, func(s sent) bool { return s.is(&x) && len(x.differences(&s)) == 0 })
+		if j >= 0 && !paired[j] {
+			paired[j] = true
+			fail(x.line, x.col, nil, "%s comes as number %d, expected as number %d", describeSent(x.rule, x.http), j+1, i+1)
+			continue
+		}
+		fail(x.line, x.col, nil, "%s was expected, and not sent", describeSent(x.rule, x.http))
+	}
+	for j, s := range found {
+		if !paired[j] {
+			fail(t.Line, t.Col, []Difference{{"body", nothing, shownBody(s.Body)}}, "%s was not expected", describeSent(s.rule.Name, s.Destination))
+		}
+	}
+	slices.SortStableFunc(failures, func(a, b TestFailure) int { return a.Line - b.Line })
+	return failures
+}
+
+func describeSent(rule, destination string) string {
+	return fmt.Sprintf("a request of rule %s to %s", quote(rule), quote(destination))
+}
+
+// pair answers for each expectation the place of the delivery that it is about, or
+// -1: the two lists aligned, as diff aligns lines, save that two of the same rule and
+// destination may differ.
+func (t *Test) pair(found []sent) []int {
+	n, m := len(t.expect), len(found)
+	worth := func(i, j int) int {
+		switch {
+		case i == n || j == m || !found[j].is(&t.expect[i]):
+			return 0
+		case len(t.expect[i].differences(&found[j])) == 0:
+			return 3
+		}
+		return 2
+	}
+	pairs := make([]int, n)
+	same := 0
+	for worth(same, same) == 3 {
+		pairs[same] = same
+		same++
+	}
+	// best[i][j] is what the expectations from i on and the deliveries from j on are
+	// worth, paired.
+	best := make([][]int, n+1)
+	best[n] = make([]int, m+1)
+	for i := n - 1; i >= same; i-- {
+		best[i] = make([]int, m+1)
+		for j := m - 1; j >= same; j-- {
+			best[i][j] = max(best[i+1][j], best[i][j+1])
+			if w := worth(i, j); w > 0 {
+				best[i][j] = max(best[i][j], w+best[i+1][j+1])
+			}
+		}
+	}
+	for i, j := same, same; i < n; {
+		switch w := worth(i, j); {
+		case w > 0 && best[i][j] == w+best[i+1][j+1]:
+			pairs[i] = j
+			i, j = i+1, j+1
+		case j < m && best[i][j] == best[i][j+1]:
+			j++
+		default:
+			pairs[i] = -1
+			i++
+		}
+	}
+	return pairs
+}
+
+// nothing is what stands in a Difference for what is not there.
+const nothing = "nothing"
+
+// differences are those between what was expected and what was sent.
+func (x *expectation) differences(s *sent) []Difference {
+	var d differences
+	if x.body != nil {
+		d.body(x.wanted, s)
+	}
+	for _, c := range x.compared {
+		found := value{}
+		switch c.name {
+		case "id":
+			found = optional(s.ID)
+		case "lane":
+			found = boolean(false)
+			if s.Ordered {
+				found = str(s.Lane)
+			}
+		}
+		d.compare(c.name, c.wanted, found)
+	}
+	return d
+}
+
+type differences []Difference
+
+// body compares a body. One that is wanted as text is compared as text, unless it is
+// a JSON string; the trace context's fields are the broker's, whatever the rule has
+// there.
+func (d *differences) body(wanted value, s *sent) {
+	found, isJSON := decodeJSON(string(s.Body))
+	if wanted.kind == kindString && !(isJSON && found.kind == kindString) {
+		if string(s.Body) != wanted.s {
+			*d = append(*d, Difference{"body", string(appendString(nil, wanted.s)), string(appendString(nil, string(s.Body)))})
+		}
+		return
+	}
+	if !isJSON {
+		*d = append(*d, Difference{"body", string(appendJSON(nil, wanted)), shownBody(s.Body)})
+		return
+	}
+	for _, path := range []string{s.trace.SW8, s.trace.Correlation} {
+		if path != "" {
+			keys := strings.Split(path, ".")
+			wanted, found = without(wanted, keys), without(found, keys)
+		}
+	}
+	d.compare("body", wanted, found)
+}
+
+// shownBody is a body as messages show it: what is no JSON is quoted.
+func shownBody(body []byte) string {
+	if validJSON(string(body)) {
+		return string(body)
+	}
+	return string(appendString(nil, string(body)))
+}
+
+// without is v without the member at path, and without the maps that held nothing
+// else.
+func without(v value, path []string) value {
+	if v.kind != kindObject || v.object().find(path[0]) < 0 {
+		return v
+	}
+	inner := value{}
+	if len(path) > 1 {
+		old := v.object().lookup(path[0])
+		if inner = without(old, path[1:]); inner.kind == kindObject && len(inner.object().members) == 0 && len(old.object().members) > 0 {
+			inner = value{}
+		}
+	}
+	o := &object{}
+	for _, m := range v.object().members {
+		if m.key != path[0] {
+			o.set(m.key, m.val)
+		} else if inner.defined() {
+			o.set(m.key, inner)
+		}
+	}
+	return objectOf(o)
+}
+
+// compare goes down into what both have. Numbers are compared as such, 1 and 1.0 are
+// the same.
+func (d *differences) compare(path string, wanted, found value) {
+	switch {
+	case wanted.kind == kindObject && found.kind == kindObject:
+		w, f := wanted.object(), found.object()
+		for _, m := range w.members {
+			d.compare(path+memberPath(m.key), m.val, f.lookup(m.key))
+		}
+		for _, m := range f.members {
+			if w.find(m.key) < 0 {
+				d.compare(path+memberPath(m.key), value{}, m.val)
+			}
+		}
+	case wanted.kind == kindList && found.kind == kindList:
+		w, f := wanted.list(), found.list()
+		for i := range max(len(w), len(f)) {
+			var a, b value
+			if i < len(w) {
+				a = w[i]
+			}
+			if i < len(f) {
+				b = f[i]
+			}
+			d.compare(fmt.Sprintf("%s[%d]", path, i+1), a, b)
+		}
+	case wanted.isNumber() && found.isNumber():
+		if compareNumbers(wanted, found) != 0 {
+			d.add(path, wanted, found)
+		}
+	case wanted.kind != found.kind || !identical(wanted, found):
+		d.add(path, wanted, found)
+	}
+}
+
+func (d *differences) add(path string, wanted, found value) {
+	shown := func(v value) string {
+		if !v.defined() {
+			return nothing
+		}
+		return string(appendJSON(nil, v))
+	}
+	*d = append(*d, Difference{path, shown(wanted), shown(found)})
+}
+
+// memberPath is the step to a member, in quotes unless it is a plain word.
+func memberPath(key string) string {
+	if key == "" || strings.ContainsFunc(key, func(r rune) bool { return r > 127 || !isLetter(byte(r)) && !isDigit(byte(r)) && r != '_' && r != '-' }) {
+		return "." + quote(key)
+	}
+	return "." + key
+}
