@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/big"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -208,4 +209,10 @@ func KeptPatterns() int {
 	patterns.Lock()
 	defer patterns.Unlock()
 	return len(patterns.compiled)
+}
+
+// AllMatches is how many matches a pattern has.
+func AllMatches(pattern, text string, limit time.Duration) (int, error) {
+	matches, err := allMatches(regexp.MustCompile(pattern), text, limit)
+	return len(matches), err
 }

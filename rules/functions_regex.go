@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Patterns are RE2, as the package regexp takes them, so that matching takes linear
@@ -168,10 +169,9 @@ func regexReplace(_ *env, args []value) (value, error) {
 		return value{}, err
 	}
 	parts := parseReplacement(with)
-	most := maxElements / (re.NumSubexp() + 1) // a place is kept for every group of every match
-	matches := re.FindAllStringSubmatchIndex(s, most+1)
-	if len(matches) > most {
-		return value{}, badArgument("more than %d matches", most)
+	matches, err := allMatches(re, s, replaceTime)
+	if err != nil {
+		return value{}, err
 	}
 	if len(matches) == 0 {
 		return args[0], nil
@@ -193,6 +193,33 @@ func regexReplace(_ *env, args []value) (value, error) {
 	}
 	b.WriteString(s[end:])
 	return made(b.String())
+}
+
+// replaceTime is how long the matches of one text may be looked for. Finding one takes
+// linear time, but each may look at all the rest of the text before it turns out to
+// be short, as with a.*b|a, and a message chooses the text.
+const replaceTime = 2 * time.Second
+
+// firstSteps is about how many bytes may be looked at before the time is.
+const firstSteps = 1 << 22
+
+// allMatches looks for more and more of them, since nothing can stop a search: what is
+// found again doubles the time at most.
+func allMatches(re *regexp.Regexp, s string, limit time.Duration) ([][]int, error) {
+	most := maxElements / (re.NumSubexp() + 1) // a place is kept for every group of every match
+	start := time.Now()
+	for n := max(16, firstSteps/(len(s)+1)); ; n *= 2 {
+		n = min(n, most+1)
+		matches := re.FindAllStringSubmatchIndex(s, n)
+		switch {
+		case len(matches) < n:
+			return matches, nil
+		case n > most:
+			return nil, badArgument("more than %d matches", most)
+		case time.Since(start) > limit:
+			return nil, badArgument("the matches take longer than %s to find", limit)
+		}
+	}
 }
 
 // replacement is text and, after it, a group; -1 is none.

@@ -3,6 +3,7 @@ package rules_test
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -63,6 +64,21 @@ func TestPatternCache(t *testing.T) {
 	}
 	if n := rules.KeptPatterns(); n > 64 {
 		t.Errorf("%d patterns are kept", n)
+	}
+}
+
+// TestAllMatches: the search ends when it takes too long, and finds all when it does
+// not, in however many steps.
+func TestAllMatches(t *testing.T) {
+	text := strings.Repeat("a", 1<<14)
+	if _, err := rules.AllMatches(`a.*b|a`, text, 0); err == nil {
+		t.Error("no limit")
+	}
+	for _, n := range []int{0, 1, 16, 255, 256, 257, 1 << 14} {
+		text := strings.Repeat("b", n) + strings.Repeat("c", 1<<14-n)
+		if got, err := rules.AllMatches(`b`, text, time.Hour); got != n || err != nil {
+			t.Errorf("%d of %d matches, %v", got, n, err)
+		}
 	}
 }
 
