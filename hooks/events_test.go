@@ -628,3 +628,24 @@ rules:
 	b.wantMetric(`throughline_rule_republished_total{rule="lost"}`, 1)
 	b.wantMetric(`throughline_rule_republished_total{rule="missed"}`, 1)
 }
+
+// TestWillWithoutSubscribers: a will is a message of its client's, whose drop is told as any other's.
+func TestWillWithoutSubscribers(t *testing.T) {
+	begin := time.Now()
+	b := start(t, selecting(t, `SELECT event, reason, id, clientid, payload, topic, qos, publish_received_at FROM "$events/client/disconnected", "$events/message/dropped"`))
+	c := dial(t, b.address, 4)
+	c.send(packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Connect},
+		Connect: packets.ConnectParams{
+			ProtocolName: []byte("MQTT"), ClientIdentifier: "v7", Clean: true, Keepalive: 60,
+			WillFlag: true, WillTopic: "lost/v7", WillPayload: []byte("gone"), WillQos: 1,
+		},
+	})
+	c.read()
+	c.conn.Close()
+	b.wantRows(
+		begin,
+		`{"event": "client.disconnected", "reason": "tcp_closed", "clientid": "v7"}`,
+		`{"event": "message.dropped", "reason": "no_subscribers", "id": "id", "clientid": "v7", "payload": "gone", "topic": "lost/v7", "qos": 1, "publish_received_at": 1}`,
+	)
+}
