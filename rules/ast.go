@@ -88,7 +88,7 @@ func (r *ref) keys() (path []string, ok bool) {
 
 type call struct {
 	span
-	module string // Module.func(...); "": none
+	module *ref // Module.func(...); nil: none
 	name   string
 	nameAt span
 	args   []expr

@@ -266,12 +266,12 @@ func (c *compiler) call(x *call) evalFn {
 	args := c.values(x.args)
 	f, ok := functions[x.name]
 	switch {
-	case x.module != "":
+	case x.module != nil:
 		hint := "there are no modules; see docs/rules.md#functions"
 		if ok {
 			hint = fmt.Sprintf("write %s(...): functions are called by their name alone", x.name)
 		}
-		c.fail(x.nameAt, "unknown-function", hint, "unknown module %s", quote(x.module))
+		c.fail(x.nameAt, "unknown-function", hint, "unknown module %s", quote(x.module.text()))
 		return undefined
 	case !ok:
 		c.fail(x.nameAt, "unknown-function", functionHint(x.name), "unknown function %s", quote(x.name))

@@ -81,6 +81,7 @@ func FuzzLoad(f *testing.F) {
 func FuzzMatch(f *testing.F) {
 	for _, s := range []string{
 		telemetry, ``, `null`, `[]`, `[[1],{"a":{"b":"{\"c\":[1]}"}}]`, `{"a":1e999,"b":-0,"c":1.0e-7}`, `{"a":"\ud800","\u0062":2}`, "{\"a\":\"\xff\"}",
+		`[{"b":[1,{"c":2}]},3,[4]]`, `{"l":[{"b":[{"c":1}]},{"b":1},2,"{\"b\":3}"],"a":1,"b":-1}`,
 		`{"a":123456789012345678901234567890,"b":"12x","l":[[[]]]}`, ` {"a" : [ 1 , 2 ] , "a" : { } } `,
 	} {
 		f.Add([]byte(s))
@@ -95,6 +96,15 @@ rules:
   - name: body
     sql: SELECT payload, payload.a AS a, payload.b AS b, a.b.c AS c, 1 AS payload.a.z FROM "t"
     actions: [{http: d, id: "${a}", body: {a: "${a}", t: "${a} ${b}", p: "${payload.a}", l: ["${c}", {x: "${b.c}"}], r: "${.}"}}]
+  - name: elements
+    sql: FOREACH payload.a AS a, coalesce(payload.l, payload) AS e DO e, e.b[payload.b].c AS c, a + '' AS s, e[a] AS n, 'x' AS e.b[a] INCASE e <> payload.b OR NOT e.b FROM "t"
+    actions: [{http: d}, {http: d, id: "${s}", body: {e: "${e}", c: ["${c}"]}}]
+  - name: payload
+    sql: FOREACH payload FROM "t"
+    actions: [{http: d}]
+  - name: ranges
+    sql: SELECT payload.l[-2..2] AS r, payload.l[2..9] AS s, r[payload.b] AS x, payload AS p, 1 AS p[payload.b].z FROM "t"
+    actions: [{http: d}]
   - name: arithmetic
     sql: SELECT payload.a * payload.a AS x, payload.a div payload.b AS y, str(payload.a) AS z, int(payload.b) AS i FROM "t" WHERE x IN (1, payload.a) OR x != y
     actions: [{http: d}]

@@ -230,7 +230,7 @@ func (p *parser) moduleCall(r *ref) expr {
 	x := p.call(token{span: r.span, text: function.key}).(*call)
 	module := *r
 	module.steps = r.steps[:len(r.steps)-1]
-	x.module = module.text()
+	x.module = &module
 	return x
 }
 
