@@ -144,7 +144,7 @@ func registerOutcomes(r prometheus.Registerer, set func() *rules.Set) {
 	r.MustRegister(&outcomes{
 		rules: set,
 		desc: prometheus.NewDesc("throughline_rule_outcomes_total",
-			"Messages and events that a rule was a candidate for, by outcome. type_mismatch, undefined_in_body and not_republished are counted beside the others.",
+			"Messages and events that a rule was a candidate for, by outcome. type_mismatch, undefined_in_body, header_left_out and not_republished are counted beside the others.",
 			[]string{"rule", "outcome"}, nil),
 		republished: prometheus.NewDesc("throughline_rule_republished_total", "Messages that a rule published.", []string{"rule"}, nil),
 	})

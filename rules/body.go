@@ -3,7 +3,6 @@ package rules
 import (
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -91,21 +90,18 @@ func (b *bodyReader) number(n *yaml.Node) value {
 // does not select.
 func (b *bodyReader) template(n *yaml.Node, text string) template {
 	t := parseTemplate(text, func(d diagnostic) { b.file.within(n, d) })
-	if b.program == nil || b.program.star {
-		return t
-	}
+	b.checkSelected(n, t)
+	return t
+}
+
+func (b *bodyReader) checkSelected(n *yaml.Node, t template) {
 	for _, p := range t {
-		if len(p.path) == 0 || slices.Contains(b.program.roots, p.path[0].key) {
+		if len(p.path) == 0 || b.selects(p.path[0].key) {
 			continue
 		}
 		name := p.path[0].key
-		hint := didYouMean(name, b.program.roots)
-		if slices.Contains(b.program.columns(), name) {
-			hint = fmt.Sprintf("add %s to SELECT", name)
-		}
-		b.file.within(n, diagnostic{span: p.span, severity: Warning, name: "not-selected", message: fmt.Sprintf("%s is always undefined: the statement does not select it", quote(name)), hint: hint})
+		b.file.within(n, diagnostic{span: p.span, severity: Warning, name: "not-selected", message: fmt.Sprintf("%s is always undefined: the statement does not select it", quote(name)), hint: b.selectHint(name)})
 	}
-	return t
 }
 
 // checkTraceFields refuses a body that has a field of its own where the trace

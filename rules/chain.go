@@ -49,7 +49,7 @@ type Published struct {
 // Refusal is something that a rule was kept from. The rule's outcomes count it.
 type Refusal struct {
 	Rule *Rule
-	Why  Outcome // LoopRefused, NotRepublished or TooManyRows
+	Why  Outcome // LoopRefused, NotRepublished, TooManyRows, RenderFailed or HeaderLeftOut
 	Text string  // for people
 }
 
@@ -71,6 +71,7 @@ func (s *Set) run(cands []*Rule, of row, payload []byte, newID func() string) Ch
 		return Chain{}
 	}
 	c := chain{env: s.envs.Get().(*env), origin: of, newID: newID, room: MaxRows}
+	c.env.spent = 0
 	c.on(-1, cands, of, payload)
 	for i := 0; i < len(c.Published); i++ { // which grows meanwhile
 		var room [8]*Rule
@@ -102,7 +103,7 @@ func (c *chain) on(i int, cands []*Rule, of row, payload []byte) {
 		e.start(r.Name)
 		rows, err := c.fire(r, i)
 		r.outcomes.count(rows > 0, err, e)
-		if f, _ := errors.AsType[*fault](err); f != nil && (f.outcome == LoopRefused || f.outcome == TooManyRows) {
+		if f, _ := errors.AsType[*fault](err); f != nil && (f.outcome == LoopRefused || f.outcome == TooManyRows || f.outcome == RenderFailed) {
 			c.refuse(r, f.outcome, f.message)
 		}
 	}
@@ -111,7 +112,7 @@ func (c *chain) on(i int, cands []*Rule, of row, payload []byte) {
 // fire runs one rule, and answers how many rows it has. If it fails, nothing of it
 // stays in the chain.
 func (c *chain) fire(r *Rule, i int) (rows int, err error) {
-	e, published, refused, bytes := c.env, len(c.Published), len(c.Refused), c.bytes
+	e, published, refused, bytes, spent := c.env, len(c.Published), len(c.Refused), c.bytes, c.env.spent
 	c.lost = 0
 	m := Match{Rule: r, On: i}
 	var ok bool
@@ -125,21 +126,33 @@ func (c *chain) fire(r *Rule, i int) (rows int, err error) {
 			err = tooManyRows(c.room)
 			break
 		}
-		m.Deliveries = r.deliver(e, m.Deliveries)
+		if m.Deliveries, err = r.deliver(e, m.Deliveries); err != nil {
+			break
+		}
 		c.republish(r)
 	}
 	if err != nil {
-		e.missing = false // nothing is sent that could lack it
+		e.missing, e.leftOut, e.spent = false, false, spent // nothing is sent that could lack it
 		c.Published, c.Refused, c.bytes = c.Published[:published], c.Refused[:refused], bytes
 		return 0, err
 	}
 	if rows > 0 {
 		m.Rows = rows
 		c.Matches = append(c.Matches, m)
+		c.tellLeftOut(&m)
 		c.room -= rows
 		r.outcomes.NotRepublished.Add(c.lost)
 	}
 	return rows, nil
+}
+
+func (c *chain) tellLeftOut(m *Match) {
+	for i := range m.Deliveries {
+		d := &m.Deliveries[i]
+		for _, name := range d.LeftOut {
+			c.refuse(m.Rule, HeaderLeftOut, fmt.Sprintf("header %s for destination %s holds a line break or another control character", name, quote(d.Destination)))
+		}
+	}
 }
 
 func (c *chain) refuse(r *Rule, why Outcome, text string) {

@@ -51,7 +51,7 @@ func TestRepublished(t *testing.T) {
 			want: `alerts/"7 2 true {"n":"\"7","t":"<\"7>"} []`, counted: "undefined_in_body 1"},
 		{name: "a variable as structured payload is JSON", items: `payload`, action: `{topic: out, payload: "${payload}"}`, payload: `{"a":1}`, want: `out 0 false "{\"a\":1}" []`},
 		{name: "raw", items: `payload, qos, clientid`, action: `{topic: "copy/${clientid}", qos: "${qos}", payload_template: "${payload} ${nope}"}`, payload: `{"a":"\"7"}`,
-			want: `copy/v7 1 false {"a":"\"7"} undefined []`},
+			want: `copy/v7 1 false {"a":"\"7"} undefined []`, counted: "undefined_in_body 1"},
 		{name: "raw and empty", items: `qos`, action: `{topic: out, payload_template: ""}`, want: `out 0 false {"qos":1} []`},
 		{name: "a payload that is undefined", items: `qos`, action: `{topic: out, payload: "${nope}"}`, want: `out 0 false null []`, counted: "undefined_in_body 1"},
 		{name: "levels from a variable", items: `topic`, action: `{topic: "copy/${topic}", payload: 1}`, want: `copy/t/1 0 false 1 []`},

@@ -22,6 +22,8 @@ type program struct {
 	// star: the outputs hold all columns. roots are the names of the others.
 	star  bool
 	roots []string
+	// numbers are those of roots that are surely no text.
+	numbers []string
 }
 
 // output is one item of SELECT, DO or FOREACH.
@@ -124,6 +126,7 @@ func (c *compiler) output(i int, it item, out *layer) {
 	if o, ok := c.item(i, it, out); ok {
 		c.outputs = append(c.outputs, o)
 		c.addRoot(o.target[0].key)
+		c.noteNumber(o, it.x)
 	}
 }
 
@@ -145,6 +148,15 @@ func (c *compiler) item(i int, it item, into *layer) (output, bool) {
 func (c *compiler) addRoot(name string) {
 	if !slices.Contains(c.roots, name) {
 		c.roots = append(c.roots, name)
+	}
+}
+
+// noteNumber notes whether what was written last to an output is surely a number.
+func (c *compiler) noteNumber(o output, x expr) {
+	name := o.target[0].key
+	c.numbers = slices.DeleteFunc(c.numbers, func(s string) bool { return s == name })
+	if len(o.target) == 1 && isNumeric(x) {
+		c.numbers = append(c.numbers, name)
 	}
 }
 

@@ -47,12 +47,12 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 		f.fail(key, "doubled-destination", fmt.Sprintf("it is already at %s:%d", first.file.path, first.key.Line), "doubled destination %s", quote(d.Name))
 		return
 	}
+	d.request = &request{destination: d.Name}
 	l.destinations[d.Name] = d
 	l.reading = d.Name
-	later := func(key, _ *yaml.Node) { f.unsupported(key, key.Value) }
 	var urls []reached
 	hasURL := false
-	var tlsKey, batchKey *yaml.Node
+	var tlsKey, batchKey, methodNode *yaml.Node
 	var shown credentials
 	ok := f.fields(n, "a destination",
 		field{"url", func(_, n *yaml.Node) {
@@ -60,8 +60,13 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 			d.URL = f.url(n, `write them under basic: {username: ..., password: "${file:...}"}`)
 			urls = append(urls, reached{d.URL, n})
 		}},
-		field{"method", func(_, n *yaml.Node) { f.oneOf(n, "method", &d.Method, "POST", "PUT") }},
-		field{"headers", func(_, n *yaml.Node) { d.Headers = l.headers(f, n, &shown) }},
+		field{"method", func(_, n *yaml.Node) {
+			methodNode = n
+			f.oneOf(n, "method", &d.Method, "POST", "PUT", "GET", "DELETE")
+		}},
+		field{"path", func(_, n *yaml.Node) { d.path(n) }},
+		field{"query", func(_, n *yaml.Node) { d.query(n) }},
+		field{"headers", func(_, n *yaml.Node) { l.headers(d, n, &shown) }},
 		field{"trace", func(_, n *yaml.Node) { d.trace(n) }},
 		field{"ordered", func(_, n *yaml.Node) { d.ordered(n) }},
 		field{"concurrency", func(_, n *yaml.Node) { f.int(n, "concurrency", 1, maxConcurrency, &d.Concurrency) }},
@@ -95,7 +100,6 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 			batchKey = key
 			d.batch(n)
 		}},
-		field{"path", later}, field{"query", later},
 		field{"egress", func(_, n *yaml.Node) { d.Egress = f.egress(n) }},
 	)
 	if ok && !hasURL {
@@ -104,13 +108,18 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 	for _, u := range urls {
 		l.open(f, u, d.Egress)
 	}
+	if len(d.request.path)+len(d.request.query)+len(d.request.headers) == 0 {
+		d.request = nil
+	}
+	d.checkBody(methodNode, batchKey)
 	if tlsKey != nil && strings.HasPrefix(d.URL, "http:") {
 		f.fail(tlsKey, "tls-without-https", "", "tls needs a url that begins with https://, found %s", quote(d.URL))
 	}
-	if d.Batch.Max > 1 && d.TraceHeaders && d.TraceBody.SW8 == "" {
+	if d.Batch.Max > 1 && !d.bodiless() && d.TraceHeaders && d.TraceBody.SW8 == "" {
 		f.warn(batchKey, "batch-without-trace", "set trace.body.sw8, or trace.headers: false if the traces are to end here",
 			"requests with several deliveries have no trace headers, and trace.body has no %s", quote("sw8"))
 	}
+	d.appendFixed()
 }
 
 func (d *destinationDecl) batch(n *yaml.Node) {
@@ -182,7 +191,8 @@ func (f *file) url(n *yaml.Node, hint string) string {
 	}
 	f.hideUserinfo(text)
 	if at := strings.Index(text, "${"); at >= 0 {
-		f.within(n, diagnostic{span: span{at, len(text)}, name: "not-supported-yet", message: "a variable in a url is not supported yet"})
+		f.within(n, diagnostic{span: span{at, len(text)}, name: "variable-in-url", message: "a url cannot hold variables: where deliveries go must not depend on messages",
+			hint: "what depends on them goes into path and query of the destination, which are appended to its url"})
 		return ""
 	}
 	u, err := url.Parse(text)
@@ -281,8 +291,8 @@ var ownHeaders = []string{
 	"Webhook-Id", "Webhook-Timestamp", "Webhook-Signature", "X-Throughline-Attempt", "X-Throughline-Ids", "Idempotency-Key", "Sw8", "Sw8-Correlation", "Sw8-X",
 }
 
-func (l *loader) headers(f *file, n *yaml.Node, shown *credentials) []Header {
-	var headers []Header
+func (l *loader) headers(d *destinationDecl, n *yaml.Node, shown *credentials) {
+	f := d.file
 	f.mapping(n, "headers", func(key, val *yaml.Node) {
 		name := textproto.CanonicalMIMEHeaderKey(key.Value)
 		if isCredential(name) {
@@ -295,7 +305,7 @@ func (l *loader) headers(f *file, n *yaml.Node, shown *credentials) []Header {
 		case slices.Contains(ownHeaders, name):
 			f.fail(key, "bad-header", "", "the broker sets header %s itself", quote(key.Value))
 			return
-		case slices.ContainsFunc(headers, func(h Header) bool { return h.Name == name }):
+		case slices.ContainsFunc(d.Headers, func(h Header) bool { return h.Name == name }):
 			f.fail(key, "doubled-key", "", "doubled header %s", quote(key.Value))
 			return
 		}
@@ -303,11 +313,46 @@ func (l *loader) headers(f *file, n *yaml.Node, shown *credentials) []Header {
 			shown.take(f, key, "headers.Authorization")
 		}
 		if text, ok := f.text(val, "a header"); ok {
-			headers = append(headers, Header{Name: name, Value: l.secret(f, val, text)})
+			l.header(d, name, val, text)
 		}
 	})
-	slices.SortFunc(headers, func(a, b Header) int { return cmp.Compare(a.Name, b.Name) })
-	return headers
+	slices.SortFunc(d.Headers, func(a, b Header) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// header reads the value of a header, in which secrets and variables may stand.
+func (l *loader) header(d *destinationDecl, name string, n *yaml.Node, text string) {
+	h := Header{Name: name}
+	t := templateReader{
+		report: func(p diagnostic) { d.file.within(n, p) },
+		secret: func(where span, name string) {
+			h.Secrets = append(h.Secrets, Secret{l.secretPart(d.file, n, where, name)})
+		},
+	}.read(text)
+	var fixed strings.Builder
+	secrets := h.Secrets
+	for i := range t {
+		p := &t[i]
+		if p.isSecret {
+			fixed.WriteString(secrets[0].text)
+			secrets = secrets[1:]
+			continue
+		}
+		fixed.WriteString(p.text)
+	}
+	d.file.checkHeaderValue(n, fixed.String())
+	if h.Rendered = t.hasVariables(); h.Rendered {
+		d.request.headers = append(d.request.headers, header{name: name, template: t})
+		d.variables(n, t)
+	} else {
+		h.Value = Secret{fixed.String()}
+	}
+	d.Headers = append(d.Headers, h)
+}
+
+func (f *file) checkHeaderValue(n *yaml.Node, text string) {
+	if strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && r != '\t' }) {
+		f.fail(n, "bad-header", "", "a header or a credential cannot hold line breaks or control characters")
+	}
 }
 
 // isToken is the grammar of header names, RFC 9110 section 5.6.2.
@@ -336,16 +381,14 @@ func (l *loader) secret(f *file, n *yaml.Node, text string) Secret {
 		b.WriteString(l.secretPart(f, n, span{at, at + length}, text[at+2:at+length-1]))
 		at += length
 	}
-	if strings.ContainsFunc(b.String(), func(r rune) bool { return unicode.IsControl(r) && r != '\t' }) {
-		f.fail(n, "bad-header", "", "a header or a credential cannot hold line breaks or control characters")
-	}
+	f.checkHeaderValue(n, b.String())
 	return Secret{b.String()}
 }
 
 func (l *loader) secretPart(f *file, n *yaml.Node, where span, name string) string {
 	text, known, err := l.findSecret(name, filepath.Dir(f.path))
 	if !known {
-		f.within(n, diagnostic{span: where, name: "not-supported-yet", message: "a variable here is not supported yet", hint: "secrets are written ${env:NAME} or ${file:PATH}"})
+		f.within(n, diagnostic{span: where, name: "bad-template", message: "a credential cannot hold variables", hint: "secrets are written ${env:NAME} or ${file:PATH}"})
 	}
 	if err != nil {
 		d := diagnostic{span: where, severity: Warning, name: "missing-secret", message: err.Error()}

@@ -26,6 +26,7 @@ import (
 //	yaml test     a test file that passes with the first rule file
 //	json payload  the message that bodies and tables are about
 //	json body     the one body that the last rule file sends for it
+//	http          the one request, without the headers that all requests have
 //	sql           a statement without a problem
 //	jsonl         requests and answers of broker eval, in turn
 //	json check    what check -json writes, as its script has it
@@ -122,7 +123,15 @@ func TestDocsBlocks(t *testing.T) {
 			if len(got) != 1 || len(got[0].Deliveries) != 1 {
 				t.Fatalf("line %d: matches %v", b.line, got)
 			}
-			if diff := cmp.Diff(compact(t, b.text), string(got[0].Deliveries[0].Body)); diff != "" {
+			if diff := cmp.Diff(compact(t, b.text), compact(t, string(got[0].Deliveries[0].Body))); diff != "" {
+				t.Errorf("line %d: -docs +got\n%s", b.line, diff)
+			}
+		case "http":
+			got := match(set, message("fleet/v7/telemetry", page.payload))
+			if len(got) != 1 || len(got[0].Deliveries) != 1 {
+				t.Fatalf("line %d: matches %v", b.line, got)
+			}
+			if diff := cmp.Diff(b.text, requestText(set.Destinations()[0], got[0].Deliveries[0])); diff != "" {
 				t.Errorf("line %d: -docs +got\n%s", b.line, diff)
 			}
 		case "sql":
@@ -155,9 +164,19 @@ func TestDocsBlocks(t *testing.T) {
 			t.Errorf("line %d: nothing checks a block of %s", b.line, b.kind)
 		}
 	}
-	if len(seen) != 8 {
+	if len(seen) != 9 {
 		t.Errorf("blocks: %v, want some of each kind", seen)
 	}
+}
+
+// requestText is what a delivery makes of a request, whose url has a query.
+func requestText(to rules.Destination, d rules.Delivery) string {
+	before, query, _ := strings.Cut(to.URL, "?")
+	text := to.Method + " " + before + d.Path + "?" + query + "&" + d.Query + "\n"
+	for _, h := range d.Headers {
+		text += h.Name + ": " + h.Value + "\n"
+	}
+	return text + "\n" + string(d.Body) + "\n"
 }
 
 func compact(t *testing.T, text string) string {

@@ -31,6 +31,12 @@ type env struct {
 	mismatch bool
 	// missing is set when a template met an undefined variable.
 	missing bool
+	// tooLong is set when a body became longer than may be.
+	tooLong bool
+	// spent is how many bytes of bodies there are by now, of all rules of a chain.
+	spent int
+	// leftOut is set when a header's value could not be sent.
+	leftOut bool
 }
 
 // row is the message or event that a statement runs on, as columns.
@@ -53,7 +59,7 @@ func (e *env) start(rule string) {
 	e.out.reset()
 	e.bound.reset()
 	e.elements, e.elementOf = elements{}, value{}
-	e.mismatch, e.missing = false, false
+	e.mismatch, e.missing, e.tooLong, e.leftOut = false, false, false, false
 }
 
 // column is a column of the row. metadata is the one that depends on the rule.
@@ -187,15 +193,17 @@ type Outcome string
 
 // The outcomes of specs of the language, section "Runtime outcomes", and those of
 // bounds. A rule has one of them for a message, save that TypeMismatch,
-// UndefinedInBody and NotRepublished are counted beside it.
+// UndefinedInBody, HeaderLeftOut and NotRepublished are counted beside it.
 const (
 	Matched         Outcome = "matched"
 	NoMatch         Outcome = "no_match"
 	PayloadNotJSON  Outcome = "payload_not_json"
 	BadArgument     Outcome = "bad_argument"
 	TooManyRows     Outcome = "too_many_rows"
+	RenderFailed    Outcome = "render_failed"
 	TypeMismatch    Outcome = "type_mismatch"
 	UndefinedInBody Outcome = "undefined_in_body"
+	HeaderLeftOut   Outcome = "header_left_out"
 	LoopRefused     Outcome = "loop_refused"
 	NotRepublished  Outcome = "not_republished"
 )
@@ -209,6 +217,10 @@ type fault struct {
 func (f *fault) Error() string { return f.message }
 
 var errPayloadNotJSON = &fault{PayloadNotJSON, "the payload is not valid JSON"}
+
+func renderFailed(format string, args ...any) error {
+	return &fault{RenderFailed, fmt.Sprintf(format, args...)}
+}
 
 func badArgument(format string, args ...any) error {
 	return &fault{BadArgument, fmt.Sprintf(format, args...)}

@@ -76,7 +76,11 @@ func (p *program) eval(columns *object, payload []byte, template value, now func
 	}
 	e := &env{now: now}
 	e.reset(eventRow{columns}, payload)
-	rows, rendered, err := p.rows(e, parseTemplate(template.s, func(diagnostic) {}))
+	var render bodyFn
+	if template.defined() {
+		render = rawBody(parseTemplate(template.s, func(diagnostic) {}))
+	}
+	rows, rendered, err := p.rows(e, render)
 	switch {
 	case err != nil:
 		return answerError("runtime", err.Error())
@@ -84,21 +88,32 @@ func (p *program) eval(columns *object, payload []byte, template value, now func
 		return appendJSON(nil, no)
 	}
 	answer := &object{members: []member{{"matched", boolean(true)}, {"rows", listOf(rows)}}}
-	if template.defined() {
+	if render != nil {
 		answer.set("rendered", listOf(rendered))
 	}
 	return appendJSON(nil, objectOf(answer))
 }
 
-// rows are all rows of the env's message, and the template's text for each.
-func (p *program) rows(e *env, t template) (rows, rendered []value, err error) {
+// rows are all rows of the env's message, and what render makes of each, unless it is
+// nil.
+func (p *program) rows(e *env, render bodyFn) (rows, rendered []value, err error) {
 	var ok bool
 	for ok, err = p.first(e); ok && err == nil; ok, err = p.next(e) {
 		if len(rows) == MaxRows {
 			return nil, nil, tooManyRows(MaxRows)
 		}
 		rows = append(rows, objectOf(e.out.clone()))
-		rendered = append(rendered, str(string(t.renderRaw(e, nil))))
+		if render == nil {
+			continue
+		}
+		text, _ := render(e, nil)
+		if e.tooLong {
+			return nil, nil, renderFailed("the template makes more than %d bytes", maxBody)
+		}
+		if e.spent += len(text); e.spent > maxBodies {
+			return nil, nil, renderFailed("the templates of all rows make more than %d bytes", maxBodies)
+		}
+		rendered = append(rendered, str(string(text)))
 	}
 	return rows, rendered, err
 }

@@ -235,11 +235,6 @@ func (f *file) within(n *yaml.Node, d diagnostic) {
 	f.add(Problem{Line: from.line, Col: from.col, Width: width, Severity: d.severity, Name: d.name, Message: d.message, Hint: d.hint})
 }
 
-// unsupported reports a key that the design has and this version has not.
-func (f *file) unsupported(key *yaml.Node, name string) {
-	f.fail(key, "not-supported-yet", "", "%s is not supported yet", quote(name))
-}
-
 // field is one key of a mapping and what reads it.
 type field struct {
 	name string

@@ -25,9 +25,14 @@ type loader struct {
 
 type destinationDecl struct {
 	Destination
-	file *file
-	key  *yaml.Node
-	used bool
+	file    *file
+	key     *yaml.Node
+	used    bool
+	request *request
+	// fixedPath and fixedQuery are what is appended to the url of every request.
+	fixedPath, fixedQuery string
+	// reads are the outputs that request needs, each once.
+	reads []string
 }
 
 // ruleDecl is a rule whose actions are not resolved yet.
@@ -39,10 +44,11 @@ type ruleDecl struct {
 }
 
 type actionDecl struct {
-	http string
-	at   *yaml.Node // of the destination's name
-	id   *yaml.Node
-	body *yaml.Node
+	http     string
+	at       *yaml.Node // of the destination's name
+	id       *yaml.Node
+	body     *yaml.Node
+	template *yaml.Node
 }
 
 func newLoader(o LoadOptions) *loader {
@@ -140,8 +146,8 @@ func (l *loader) declare(d *ruleDecl) {
 
 func (l *loader) action(f *file, d *ruleDecl, n *yaml.Node) {
 	var a actionDecl
-	notYet := func(key, _ *yaml.Node) { f.unsupported(key, key.Value) }
 	var republish *yaml.Node
+	var templateKey *yaml.Node
 	ok := f.fields(n, "an action",
 		field{"http", func(_, n *yaml.Node) {
 			a.at = n
@@ -149,7 +155,10 @@ func (l *loader) action(f *file, d *ruleDecl, n *yaml.Node) {
 		}},
 		field{"id", func(_, n *yaml.Node) { a.id = n }},
 		field{"body", func(_, n *yaml.Node) { a.body = n }},
-		field{"body_template", notYet},
+		field{"body_template", func(key, n *yaml.Node) {
+			a.template = n
+			templateKey = key
+		}},
 		field{"republish", func(_, n *yaml.Node) { republish = n }},
 	)
 	if !ok {
@@ -164,6 +173,10 @@ func (l *loader) action(f *file, d *ruleDecl, n *yaml.Node) {
 	}
 	if a.at == nil {
 		f.fail(n, "missing-key", "", "an action needs %s or %s", quote("http"), quote("republish"))
+		return
+	}
+	if a.body != nil && a.template != nil {
+		f.fail(templateKey, "two-bodies", "", "body and body_template both make the body")
 		return
 	}
 	d.actions = append(d.actions, a)
@@ -214,13 +227,29 @@ func (l *loader) connect(d *ruleDecl, a actionDecl) {
 	if a.body != nil {
 		done.body = b.read(a.body)
 	}
+	var raw template
+	if a.template != nil {
+		if text, ok := d.file.text(a.template, "body_template"); ok {
+			raw = b.raw(a.template, text)
+			done.body = rawBody(raw)
+		}
+	}
 	if !ok {
 		return
 	}
 	to.used = true
 	done.destination = &to.Destination
-	if a.body != nil {
+	if to.request != nil {
+		done.request = to.request
+		b.checkReads(a.at, to)
+	}
+	switch {
+	case to.bodiless() && (a.body != nil || a.template != nil):
+		b.file.warn(cmp.Or(a.body, a.template), "body-not-sent", "", "destination %s has method %s, which sends no body", quote(to.Name), to.Method)
+	case a.body != nil:
 		b.checkTraceFields(a.body, to.TraceBody)
+	case a.template != nil:
+		b.checkRawTraceFields(a.template, raw, to.TraceBody)
 	}
 	d.Rule.actions = append(d.Rule.actions, done)
 }

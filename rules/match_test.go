@@ -81,7 +81,8 @@ func TestMatchDelivers(t *testing.T) {
 	}
 	counts := map[rules.Outcome]uint64{}
 	set.Rules()[0].Outcomes().Each(func(o rules.Outcome, n uint64) { counts[o] = n })
-	wantCounts := map[rules.Outcome]uint64{rules.Matched: 2, rules.NoMatch: 3, rules.PayloadNotJSON: 1, rules.BadArgument: 0, rules.TooManyRows: 0, rules.TypeMismatch: 1, rules.UndefinedInBody: 1,
+	wantCounts := map[rules.Outcome]uint64{rules.Matched: 2, rules.NoMatch: 3, rules.PayloadNotJSON: 1, rules.BadArgument: 0,
+		rules.TooManyRows: 0, rules.RenderFailed: 0, rules.TypeMismatch: 1, rules.UndefinedInBody: 1, rules.HeaderLeftOut: 0,
 		rules.LoopRefused: 0, rules.NotRepublished: 0}
 	if diff := cmp.Diff(wantCounts, counts); diff != "" {
 		t.Errorf("outcomes, -want +got\n%s", diff)
@@ -235,7 +236,7 @@ func TestSecretsStayHidden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, shown := range []string{fmt.Sprintf("%v %+v %#v %s", d, d, d, d.Headers), string(text), logged.String()} {
+	for _, shown := range []string{fmt.Sprintf("%v %+v %#v %s %v", d, d, d, d.Headers[0].Value, d.Headers), string(text), logged.String()} {
 		if strings.Contains(shown, "hunter2") || strings.Contains(shown, "env-secret") {
 			t.Errorf("a secret shows in %s", shown)
 		}

@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,7 +27,8 @@ type option struct {
 
 // message makes the message of the row at hand; wrong says why there is none.
 func (r *republish) message(e *env) (m *Message, wrong string) {
-	topic := string(r.topic.renderTopic(e))
+	topic := string(r.topic.renderRaw(e, nil))
+	e.tooLong = false // checkTopic bounds it more closely
 	if wrong := checkTopic(topic); wrong != "" {
 		return nil, wrong
 	}
@@ -38,17 +40,15 @@ func (r *republish) message(e *env) (m *Message, wrong string) {
 	if !ok {
 		return nil, "retain is neither true nor false: " + quote(e.variable(r.retain.variable[0].path).text())
 	}
-	return &Message{Topic: topic, QoS: qos, Retain: retain == 1, Payload: r.payload(e), UserProperties: r.user(e)}, ""
+	m = &Message{Topic: topic, QoS: qos, Retain: retain == 1, Payload: r.payload(e), UserProperties: r.user(e)}
+	if e.tooLong {
+		e.tooLong = false
+		return nil, payloadTooLong
+	}
+	return m, ""
 }
 
-// renderTopic is renderRaw, for a template that is not empty; it takes note of
-// what is undefined.
-func (t template) renderTopic(e *env) []byte {
-	for i := range t {
-		e.missing = e.missing || t[i].isVar && !e.variable(t[i].path).defined()
-	}
-	return t.renderRaw(e, nil)
-}
+var payloadTooLong = fmt.Sprintf("the payload has more than %d bytes", maxBody)
 
 // of is the option's number, at most high; true and false are 1 and 0. Undefined is
 // the default, 0.
@@ -147,7 +147,7 @@ func (l *loader) republish(f *file, d *ruleDecl, n *yaml.Node) {
 		field{"payload_template", func(key, n *yaml.Node) {
 			raw = key
 			if text, ok := f.text(n, "payload_template"); ok {
-				t := b.template(n, text)
+				t := b.raw(n, text)
 				r.payload = func(e *env) []byte { return t.renderRaw(e, nil) }
 			}
 		}},
@@ -261,8 +261,8 @@ func (b *bodyReader) userProperties(n *yaml.Node) func(*env) [][2]string {
 	return func(e *env) [][2]string {
 		pairs := make([][2]string, 0, len(all))
 		for _, p := range all {
-			text, ok := p.value.render(e, nil, plain)
-			if !ok || checkPropertyText(string(text)) != "" {
+			text, end := p.value.render(e, nil, maxPropertyText, plain)
+			if end != whole || checkPropertyText(string(text)) != "" {
 				e.missing = true
 				continue
 			}
@@ -303,11 +303,13 @@ func (e *env) pairs(v value) (pairs [][2]string) {
 	return pairs
 }
 
+const maxPropertyText = 65535
+
 // checkPropertyText says what keeps a text from being the name or the value of a
 // user property [MQTT-1.5.4], "" if nothing does.
 func checkPropertyText(text string) string {
 	switch {
-	case len(text) > 65535:
+	case len(text) > maxPropertyText:
 		return "has more than 65,535 bytes"
 	case !utf8.ValidString(text):
 		return "is not UTF-8"

@@ -75,6 +75,7 @@ type action struct {
 	destination *Destination
 	id          template // nil: the id is made when the delivery is stored
 	body        bodyFn
+	request     *request // nil: nothing but the body depends on the row
 }
 
 // Filter is the rule's most specific filter that matches topic, "" if none does.
@@ -111,13 +112,13 @@ func markTraceReaders(enabled []*Rule) {
 	}
 }
 
-// Outcomes counts the messages that a rule was a candidate for. TypeMismatch and
-// UndefinedInBody are counted beside the others, which exclude each other; all at most
+// Outcomes counts the messages that a rule was a candidate for. TypeMismatch,
+// UndefinedInBody and HeaderLeftOut are counted beside the others, which exclude each other; all at most
 // once a message, however many rows it has. NotRepublished is counted beside them too, once for
 // each message that was not published.
 type Outcomes struct {
-	Matched, NoMatch, PayloadNotJSON, BadArgument, TooManyRows, TypeMismatch, UndefinedInBody atomic.Uint64
-	LoopRefused, NotRepublished                                                               atomic.Uint64
+	Matched, NoMatch, PayloadNotJSON, BadArgument, TooManyRows, RenderFailed  atomic.Uint64
+	TypeMismatch, UndefinedInBody, HeaderLeftOut, LoopRefused, NotRepublished atomic.Uint64
 
 	// Republished counts the messages that went out. It is no outcome, and for the
 	// one who publishes them to count.
@@ -131,8 +132,10 @@ func (o *Outcomes) Each(fn func(Outcome, uint64)) {
 	fn(PayloadNotJSON, o.PayloadNotJSON.Load())
 	fn(BadArgument, o.BadArgument.Load())
 	fn(TooManyRows, o.TooManyRows.Load())
+	fn(RenderFailed, o.RenderFailed.Load())
 	fn(TypeMismatch, o.TypeMismatch.Load())
 	fn(UndefinedInBody, o.UndefinedInBody.Load())
+	fn(HeaderLeftOut, o.HeaderLeftOut.Load())
 	fn(LoopRefused, o.LoopRefused.Load())
 	fn(NotRepublished, o.NotRepublished.Load())
 }
@@ -146,6 +149,8 @@ func (o *Outcomes) count(fired bool, err error, e *env) {
 		o.TooManyRows.Add(1)
 	case failed != nil && failed.outcome == LoopRefused:
 		o.LoopRefused.Add(1)
+	case failed != nil && failed.outcome == RenderFailed:
+		o.RenderFailed.Add(1)
 	case failed != nil:
 		o.BadArgument.Add(1)
 	case fired:
@@ -159,13 +164,16 @@ func (o *Outcomes) count(fired bool, err error, e *env) {
 	if e.missing {
 		o.UndefinedInBody.Add(1)
 	}
+	if e.leftOut {
+		o.HeaderLeftOut.Add(1)
+	}
 }
 
 // Destination is where deliveries of one name go.
 type Destination struct {
 	Name   string
 	URL    string // http or https, no credentials
-	Method string // POST or PUT
+	Method string // POST, PUT, GET or DELETE
 	// Headers are sent with every attempt, sorted by name. Their values may hold
 	// secrets.
 	Headers []Header
@@ -244,20 +252,36 @@ type TraceBody struct{ SW8, Correlation string }
 type Header struct {
 	Name  string
 	Value Secret
+	// Rendered: it holds variables, so that deliveries have its value and Value is
+	// empty.
+	Rendered bool
+	// Secrets are those in it, in their order.
+	Secrets []Secret
 }
+
+// RenderedHeader is a header of a delivery. A NUL in its value, which no header can
+// have, is the place of a secret: the n-th of the n-th in Header.Secrets.
+type RenderedHeader struct{ Name, Value string }
 
 // Delivery is one request to be made. It shares no memory with the message's
 // payload.
 type Delivery struct {
 	Destination string
 	ID          string // "": to be made when the delivery is stored
-	Body        []byte // JSON
+	Body        []byte // JSON, unless a body_template makes something else
 	Lane        string // the key of its lane
 	Ordered     bool   // false: it has no lane
+	// Path and Query are to be appended to those of the destination's URL, escaped; ""
+	// is nothing. Path begins with a slash.
+	Path, Query string
+	Headers     []RenderedHeader
+	// LeftOut names the headers that are not sent, since HTTP can't carry their values.
+	LeftOut []string
 }
 
-// deliver adds what the row in e.out owes to ds.
-func (r *Rule) deliver(e *env, ds []Delivery) []Delivery {
+// deliver adds what the row in e.out owes to ds, or answers the fault that one of the
+// deliveries can't be made.
+func (r *Rule) deliver(e *env, ds []Delivery) ([]Delivery, error) {
 	if ds == nil && len(r.actions) > 0 {
 		ds = make([]Delivery, 0, len(r.actions))
 	}
@@ -267,13 +291,24 @@ func (r *Rule) deliver(e *env, ds []Delivery) []Delivery {
 			e.missing = true
 			body = append(body[:0], "null"...)
 		}
+		if e.tooLong {
+			return nil, renderFailed("the body for destination %s has more than %d bytes", quote(a.destination.Name), maxBody)
+		}
+		if e.spent += len(body); e.spent > maxBodies {
+			return nil, renderFailed("the bodies for one message have more than %d bytes", maxBodies)
+		}
 		d := Delivery{Destination: a.destination.Name, ID: a.id.renderID(e), Body: body}
 		if lane := e.laneOf(a.destination); lane.defined() {
 			d.Lane, d.Ordered = strings.Clone(lane.text()), true
 		}
+		if a.request != nil {
+			if err := a.request.render(e, &d); err != nil {
+				return nil, err
+			}
+		}
 		ds = append(ds, d)
 	}
-	return ds
+	return ds, nil
 }
 
 // bodySize is the capacity that a body starts with: most are smaller.

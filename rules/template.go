@@ -11,64 +11,113 @@ import (
 // template is text with ${...} in it, in parts.
 type template []part
 
-// part is literal text, or a variable.
+// part is literal text, a variable, or the place of a secret, which a NUL marks.
 type part struct {
 	span
-	text  string
-	isVar bool
-	path  []step // of a variable; empty: ${.}, the whole row
+	text     string
+	isVar    bool
+	isSecret bool
+	path     []step // of a variable; empty: ${.}, the whole row
 }
 
-// parseTemplate reads a template. A variable is made of letters, digits, _ and
-// points; ${$} is a literal $. What is reported stays in the template as it
-// stands, for those who do not mind.
+// templateReader says how a template is read.
+type templateReader struct {
+	// report is told what is wrong. That stays in the template as it stands, for those
+	// who do not mind.
+	report func(diagnostic)
+	// secret is told of ${env:NAME} and ${file:PATH}; nil: they are wrong.
+	secret func(where span, name string)
+	// lenient: what is no variable is text, with a warning.
+	lenient bool
+}
+
+// parseTemplate reads a template without secrets.
 func parseTemplate(text string, report func(diagnostic)) template {
+	return templateReader{report: report}.read(text)
+}
+
+// read reads a template. A variable is made of letters, digits, _ and points; ${$}
+// is a literal $.
+func (r templateReader) read(text string) template {
 	var t template
+	literal := func(where span, text string) {
+		if n := len(t); n > 0 && !t[n-1].isVar && !t[n-1].isSecret {
+			t[n-1].end, t[n-1].text = where.end, t[n-1].text+text
+			return
+		}
+		t = append(t, part{span: where, text: text})
+	}
 	for at := 0; at < len(text); {
 		n := strings.Index(text[at:], "${")
 		if n < 0 {
-			return append(t, part{span: span{at, len(text)}, text: text[at:]})
+			n = len(text) - at
 		}
 		if n > 0 {
-			t = append(t, part{span: span{at, at + n}, text: text[at : at+n]})
+			literal(span{at, at + n}, text[at:at+n])
 			at += n
+			continue
 		}
 		end := strings.IndexByte(text[at:], '}')
 		if end < 0 {
-			report(diagnostic{span: span{at, len(text)}, name: "bad-template", message: "${ is never closed", hint: "a literal ${ is written ${$}{"})
-			return append(t, part{span: span{at, len(text)}, text: text[at:]})
+			r.report(diagnostic{span: span{at, len(text)}, severity: r.severity(), name: "bad-template", message: "${ is never closed", hint: "a literal ${ is written ${$}{"})
+			literal(span{at, len(text)}, text[at:])
+			break
 		}
-		where := span{at, at + end + 1}
-		t = append(t, variable(where, text[at+2:at+end], report))
+		where, name := span{at, at + end + 1}, text[at+2:at+end]
+		switch path, ok := r.variable(where, name); {
+		case name == "$":
+			literal(where, "$")
+		case r.secret != nil && isSecretName(name):
+			r.secret(where, name)
+			t = append(t, part{span: where, isSecret: true, text: "\x00"})
+		case ok:
+			t = append(t, part{span: where, isVar: true, path: path})
+		default: // what comes behind may be a variable all the same
+			where.end = at + len("${")
+			literal(where, "${")
+		}
 		at = where.end
 	}
 	return t
 }
 
-func variable(where span, name string, report func(diagnostic)) part {
-	p := part{span: where}
-	bad := func(hint, format string, args ...any) part {
-		report(diagnostic{span: where, name: "bad-template", hint: hint, message: fmt.Sprintf(format, args...)})
-		return part{span: where, text: "${" + name + "}"}
+// variable is the path that a variable names; nil for the whole row.
+func (r templateReader) variable(where span, name string) (path []step, ok bool) {
+	bad := func(s Severity, hint, format string, args ...any) ([]step, bool) {
+		r.report(diagnostic{span: where, severity: s, name: "bad-template", hint: hint, message: fmt.Sprintf(format, args...)})
+		return nil, false
 	}
 	switch {
-	case name == "$":
-		p.text = "$"
-		return p
-	case strings.HasPrefix(name, "env:"), strings.HasPrefix(name, "file:"):
-		return bad("secrets are allowed in headers, credentials and signing of destinations alone", "%s is a secret", quote(name))
+	case name == "$", r.secret != nil && isSecretName(name):
+		return nil, false
+	case isSecretName(name):
+		return bad(Error, "secrets are allowed in headers, credentials and signing of destinations alone", "%s is a secret", quote(name))
 	case name == ".":
-		p.isVar = true
-		return p
+		return nil, true
 	}
 	for key := range strings.SplitSeq(strings.TrimPrefix(name, "."), ".") {
 		if key == "" || strings.ContainsFunc(key, func(r rune) bool { return r >= utf8.RuneSelf || !isLetter(byte(r)) && !isDigit(byte(r)) && r != '_' }) {
-			return bad("a variable is made of letters, digits, _ and points; select anything else AS a name of its own", "bad variable %s", quote("${"+name+"}"))
+			return bad(r.severity(), "a variable is made of letters, digits, _ and points; select anything else AS a name of its own", "bad variable %s", quote("${"+name+"}"))
 		}
-		p.path = append(p.path, step{kind: stepKey, key: key})
+		path = append(path, step{kind: stepKey, key: key})
 	}
-	p.isVar = true
-	return p
+	return path, true
+}
+
+func (r templateReader) severity() Severity {
+	if r.lenient {
+		return Warning
+	}
+	return Error
+}
+
+func isSecretName(name string) bool {
+	return strings.HasPrefix(name, "env:") || strings.HasPrefix(name, "file:")
+}
+
+// hasVariables reports whether the template's text depends on the row.
+func (t template) hasVariables() bool {
+	return slices.ContainsFunc(t, func(p part) bool { return p.isVar })
 }
 
 // variable is what ${path} stands for: an output, or a field of one. A string is
@@ -90,61 +139,89 @@ func (e *env) variable(path []step) value {
 	return v
 }
 
-// render appends the template's text, each piece passed through escape. It is
-// false if a variable is undefined.
-func (t template) render(e *env, dst []byte, escape func([]byte, string) []byte) ([]byte, bool) {
+// rendered is how the rendering of a text ended.
+type rendered int
+
+const (
+	whole   rendered = iota
+	lacking          // a variable is undefined
+	tooLong
+)
+
+// render appends the template's text, each piece passed through escape, until dst is
+// longer than most bytes.
+func (t template) render(e *env, dst []byte, most int, escape func([]byte, string) []byte) ([]byte, rendered) {
 	for i := range t {
 		p := &t[i]
 		text := p.text
 		if p.isVar {
 			v := e.variable(p.path)
 			if !v.defined() {
-				return dst, false
+				return dst, lacking
 			}
 			text = v.text()
 		}
-		dst = escape(dst, text)
+		if dst = escape(dst, text); len(dst) > most {
+			return dst, tooLong
+		}
 	}
-	return dst, true
+	return dst, whole
 }
 
 func plain(dst []byte, s string) []byte { return append(dst, s...) }
 
-// renderRaw appends the text as EMQX would: nothing is escaped, what is undefined
-// reads undefined, and an empty template is the whole row.
+// renderRaw appends the text as EMQX would, unless it becomes too long: nothing is
+// escaped, what is undefined reads undefined, and an empty template is the whole row.
 func (t template) renderRaw(e *env, dst []byte) []byte {
 	if len(t) == 0 {
 		t = template{{isVar: true}}
 	}
 	for i := range t {
 		if p := &t[i]; p.isVar {
-			dst = append(dst, spelled(e.variable(p.path)).text()...)
+			dst = append(dst, e.spelled(e.variable(p.path)).text()...)
 		} else {
 			dst = append(dst, p.text...)
+		}
+		if len(dst) > maxBody {
+			e.tooLong = true
+			return dst
 		}
 	}
 	return dst
 }
 
 // spelled is v with the word for everything undefined in it.
-func spelled(v value) value {
+func (e *env) spelled(v value) value {
+	if isWhole(v) {
+		return v
+	}
+	e.missing = true
 	switch v.kind {
-	case kindUndefined:
-		return str("undefined")
 	case kindObject:
 		o := v.object().clone()
 		for i := range o.members {
-			o.members[i].val = spelled(o.members[i].val)
+			o.members[i].val = e.spelled(o.members[i].val)
 		}
 		return objectOf(o)
 	case kindList:
 		elems := slices.Clone(v.list())
 		for i := range elems {
-			elems[i] = spelled(elems[i])
+			elems[i] = e.spelled(elems[i])
 		}
 		return listOf(elems)
 	}
-	return v
+	return str("undefined")
+}
+
+// isWhole reports whether nothing in v is undefined.
+func isWhole(v value) bool {
+	switch v.kind {
+	case kindObject:
+		return !slices.ContainsFunc(v.object().members, func(m member) bool { return !isWhole(m.val) })
+	case kindList:
+		return !slices.ContainsFunc(v.list(), func(e value) bool { return !isWhole(e) })
+	}
+	return v.defined()
 }
 
 // maxID bounds a webhook-id, in bytes: it is a header and part of a key in the
@@ -157,25 +234,46 @@ func (t template) renderID(e *env) string {
 	if len(t) == 0 {
 		return ""
 	}
-	b, ok := t.render(e, nil, plain)
+	b, end := t.render(e, nil, maxBody, plain)
 	id := strings.TrimSpace(string(b))
-	if !ok || id == "" || len(id) > maxID || !utf8.ValidString(id) || strings.ContainsFunc(id, unicode.IsControl) {
+	if end != whole || id == "" || len(id) > maxID || !utf8.ValidString(id) || strings.ContainsFunc(id, unicode.IsControl) {
 		e.missing = true
 		return ""
 	}
 	return id
 }
 
+// maxBody bounds what is rendered of a body, in bytes. It is above what the largest
+// packet that is taken by default (1 MiB) becomes where each of its bytes is escaped.
+const maxBody = 8 << 20
+
+// maxBodies bounds them for all that one message owes, whatever rows there are: they are
+// in memory together, and no more than that may wait there for the outbox's flush.
+const maxBodies = 64 << 20
+
 // bodyFn renders a part of a structured body as JSON. It is false, and what it
-// wrote to be dropped, if a variable is undefined.
+// wrote to be dropped, if a variable is undefined. What becomes longer than maxBody ends
+// early, and e.tooLong is set.
 type bodyFn func(e *env, dst []byte) ([]byte, bool)
 
-// rowBody is the body of an action that defines none: the outputs.
+// rowBody is the body of an action that defines none: the outputs. What is undefined
+// in them is left out as in any structured body; an empty body_template spells it, as
+// EMQX does.
 func rowBody(e *env, dst []byte) ([]byte, bool) {
-	for i := range e.out.members {
-		e.missing = e.missing || !e.out.members[i].val.defined()
-	}
-	return appendJSON(dst, objectOf(&e.out)), true
+	row := objectOf(&e.out)
+	e.missing = e.missing || !isWhole(row)
+	return e.bounded(appendJSON(dst, row)), true
+}
+
+// rawBody is a body_template.
+func rawBody(t template) bodyFn {
+	return func(e *env, dst []byte) ([]byte, bool) { return t.renderRaw(e, dst), true }
+}
+
+// bounded notes whether a body is too long.
+func (e *env) bounded(dst []byte) []byte {
+	e.tooLong = e.tooLong || len(dst) > maxBody
+	return dst
 }
 
 func constantBody(v value) bodyFn {
@@ -189,12 +287,13 @@ func textBody(t template) bodyFn {
 		path := t[0].path
 		return func(e *env, dst []byte) ([]byte, bool) {
 			v := e.variable(path)
-			return appendJSON(dst, v), v.defined()
+			return e.bounded(appendJSON(dst, v)), v.defined()
 		}
 	}
 	return func(e *env, dst []byte) ([]byte, bool) {
-		dst, ok := t.render(e, append(dst, '"'), appendEscaped)
-		return append(dst, '"'), ok
+		dst, end := t.render(e, append(dst, '"'), maxBody, appendEscaped)
+		e.tooLong = e.tooLong || end == tooLong
+		return append(dst, '"'), end != lacking
 	}
 }
 
@@ -220,7 +319,11 @@ func mapBody(members []bodyMember) bodyFn {
 				key = key[1:] // no comma before the first
 			}
 			var ok bool
-			if dst, ok = members[i].body(e, append(dst, key...)); !ok {
+			dst, ok = members[i].body(e, append(dst, key...))
+			if e.bounded(dst); e.tooLong {
+				return dst, true
+			}
+			if !ok {
 				e.missing = true
 				dst = dst[:mark]
 			}
@@ -240,7 +343,11 @@ func listBody(elems []bodyFn) bodyFn {
 			}
 			mark := len(dst)
 			var ok bool
-			if dst, ok = elem(e, dst); !ok {
+			dst, ok = elem(e, dst)
+			if e.bounded(dst); e.tooLong {
+				return dst, true
+			}
+			if !ok {
 				e.missing = true
 				dst = append(dst[:mark], "null"...)
 			}

@@ -277,16 +277,13 @@ func ruleOptions(env func(string) (string, bool), outboxBytes int64, requireSecr
 func destinations(s *rules.Set) []bridge.Destination {
 	var out []bridge.Destination
 	for _, d := range s.Destinations() {
-		headers := make(map[string]string, len(d.Headers))
-		for _, h := range d.Headers {
-			headers[h.Name] = h.Value.Reveal()
-		}
+		headers, secrets := headersOf(d.Headers)
 		var keys [][]byte
 		for _, k := range d.SigningKeys {
 			keys = append(keys, []byte(k.Reveal()))
 		}
 		out = append(out, bridge.Destination{
-			Name: d.Name, URL: d.URL, Method: d.Method, Headers: headers,
+			Name: d.Name, URL: d.URL, Method: d.Method, Headers: headers, HeaderSecrets: secrets,
 			TraceBody:      bridge.TraceFields(d.TraceBody),
 			TraceHeaders:   d.TraceHeaders,
 			SigningKeys:    keys,
@@ -300,6 +297,20 @@ func destinations(s *rules.Set) []bridge.Destination {
 		})
 	}
 	return out
+}
+
+// headersOf are the headers that each request has, and the secrets of all, for those that were rendered.
+func headersOf(all []rules.Header) (fixed map[string]string, secrets map[string][]string) {
+	fixed, secrets = map[string]string{}, map[string][]string{}
+	for _, h := range all {
+		if !h.Rendered {
+			fixed[h.Name] = h.Value.Reveal()
+		}
+		for _, s := range h.Secrets {
+			secrets[h.Name] = append(secrets[h.Name], s.Reveal())
+		}
+	}
+	return fixed, secrets
 }
 
 func basicOf(b *rules.Basic) *bridge.BasicAuth {

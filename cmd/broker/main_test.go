@@ -63,6 +63,7 @@ type request struct {
 	body    []byte
 	header  http.Header
 	context tracectx.Context // of the body's field sw8; zero if there is none that decodes
+	line    string           // method and target, as they came
 }
 
 // webhook is a scripted notification center: it remembers what it got, and answers as it is told.
@@ -130,7 +131,7 @@ func (w *webhook) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	ctx, _ := fieldsOfBody.FromJSON(body)
 	w.mu.Lock()
-	w.got = append(w.got, request{body, r.Header.Clone(), ctx})
+	w.got = append(w.got, request{body, r.Header.Clone(), ctx, r.Method + " " + r.RequestURI})
 	w.mu.Unlock()
 	rw.WriteHeader(int(w.status.Load()))
 }
