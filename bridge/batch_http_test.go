@@ -110,6 +110,8 @@ func TestBatchFaultyReceiver(t *testing.T) {
 	p := start(t, filepath.Join(t.TempDir(), "outbox.db"), quick, d)
 	defer p.stop(t)
 	parent, _ := stored()
+	var commit *bridge.Commit
+	var err error
 	for n := range each {
 		var recs []bridge.Record
 		for lane := range lanes {
@@ -129,9 +131,12 @@ func TestBatchFaultyReceiver(t *testing.T) {
 				Body: fmt.Appendf(nil, `{"id":%q,"lane":%d,"n":%d,"x":"%s"}`, wire, lane, n+1, strings.Repeat("x", size)),
 			})
 		}
-		if _, err := p.Append(recs); err != nil {
+		if commit, err = p.Append(recs); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := commit.Wait(t.Context()); err != nil { // else none may be queued yet
+		t.Fatal(err)
 	}
 	await(t, "all to be delivered", func() bool { return p.outbox.Stats().Records == 0 })
 	mu.Lock()

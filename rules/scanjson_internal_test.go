@@ -20,8 +20,8 @@ func FuzzScan(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		got, members := false, []entry{{key: "before"}}
-		got = scanJSON(text, &members)
+		members := []entry{{key: "before"}}
+		got := scanJSON(text, &members)
 		if want := gjson.Valid(text) && deepest(text) <= maxDepth; got != want {
 			t.Fatalf("%q: %t, want %t", text, got, want)
 		}
