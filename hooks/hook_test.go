@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"testing"
@@ -165,5 +167,35 @@ func TestPanicDuringTakeoverGivesTheTurnBack(t *testing.T) {
 	s.mochi.Clients.Delete("v7")
 	if got := connect(); !bytes.Equal(got, []byte{0x20, 2, 0, 0}) {
 		t.Errorf("the client got % x at its next attempt, want a CONNACK", got)
+	}
+}
+
+// TestPanicInRepublishKeepsTheAcknowledgement: what the publish owes is stored by then. Sent again, it would panic again.
+func TestPanicInRepublishKeepsTheAcknowledgement(t *testing.T) {
+	h, cl := newPublishing(t, tracectxtest.NewRecorder("broker"))
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	const text = `rules: [{name: r, sql: 'SELECT 1 AS x FROM "in"', actions: [{republish: {topic: broken}}, {republish: {topic: whole}}]}]`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	set, problems := rules.Load([]string{file}, rules.LoadOptions{})
+	if set == nil {
+		t.Fatal(problems)
+	}
+	h.o.Rules = func() *rules.Set { return set }
+	h.o.Auth = auth.NewPolicy(auth.Options{Listeners: []auth.Listener{{Name: "tcp", Address: "127.0.0.1:0"}}})
+	sub := packets.Subscription{Filter: "broken"}
+	h.subscribers.clients.Add(cl)
+	h.subscribers.index.Subscribe(cl.ID, sub)
+	cl.State.Subscriptions.Add(sub.Filter, sub)
+	h.subscribers.byID[cl.ID] = &subscriber{who: auth.Client{Listener: "tcp", ID: cl.ID}} // without a session: to deliver to it panics
+	if _, err := h.OnPublish(cl, publishPacket("in", "x")); err != nil {
+		t.Errorf("the publish was refused: %v", err)
+	}
+	if n := testutil.ToFloat64(h.metrics.panics.WithLabelValues("republish")); n != 1 {
+		t.Errorf("counted %v panics, want 1", n)
+	}
+	if n := set.Rules()[0].Outcomes().Republished.Load(); n != 2 {
+		t.Errorf("%d messages were published, want both", n)
 	}
 }

@@ -295,6 +295,29 @@ rules:
 	}
 }
 
+// TestRepublishedRows: FOREACH makes a message of each element, or none if one fails.
+func TestRepublishedRows(t *testing.T) {
+	set := load(t, `
+destinations: {d: {url: "http://127.0.0.1/"}}
+rules:
+  - {name: each, sql: "FOREACH payload.l AS e DO e.n + 1 AS n, clientid, e.bad AS bad FROM \"in\"", actions: [{republish: {topic: "out/${n}"}}, {republish: {topic: "${bad}", payload: 1}}]}
+  - {name: next, sql: "SELECT topic FROM \"out/#\"", actions: [{http: d}]}
+`[1:])
+	c := run(set, message("in", `{"l":[{"n":1,"bad":"+"},{"n":2,"bad":""}]}`))
+	want := []string{"each on the publish", `next on out/2 -> {"topic":"out/2"} in lane v7`, `next on out/3 -> {"topic":"out/3"} in lane v7`,
+		`each publishes out/2 {"n":2,"clientid":"v7","bad":"+"}`, `each publishes out/3 {"n":3,"clientid":"v7","bad":""}`,
+		`each: not_republished: the topic holds a wildcard: "+"`, `each: not_republished: the topic is empty`}
+	if diff := cmp.Diff(want, shown(c)); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+	if c := run(set, message("in", `{"l":[{"n":1,"bad":"+"},{"n":[]}]}`)); len(c.Matches)+len(c.Published)+len(c.Refused) != 0 {
+		t.Errorf("of a rule that has failed stays %s", shown(c))
+	}
+	if got := outcomes(t, set, "each"); got != "matched 1, bad_argument 1, not_republished 2" {
+		t.Errorf("counted %s", got)
+	}
+}
+
 func TestReadsTrace(t *testing.T) {
 	set := load(t, "destinations: {d: {url: 'http://127.0.0.1/'}}\nrules:\n"+
 		"  - {name: a, sql: 'SELECT sw8 FROM t', actions: [{http: d}]}\n"+

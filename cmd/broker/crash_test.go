@@ -52,7 +52,7 @@ const stopped = "stopped"
 const crashPasses = 150
 
 // crashRules owe each matching publish two deliveries, stored together: one with an id of the broker's and one whose id the
-// action sets. No attempt is to time out here, however busy the machine is.
+// action sets, of a rule that is reached through republish. No attempt is to time out here, however busy the machine is.
 const crashRules = `
 destinations:
   center: {url: "http://WEBHOOK/center", timeout: 1m}
@@ -62,6 +62,10 @@ rules:
     sql: SELECT payload.marker AS marker, payload.value AS value FROM "fleet/+/telemetry" WHERE payload.value > 50
     actions:
       - http: center
+      - republish: {topic: "alerts/${marker}", qos: 1}
+  - name: reached
+    sql: SELECT payload.marker AS marker, payload.value AS value FROM "alerts/#"
+    actions:
       - {http: named, id: "id-${marker}"}
 `
 
