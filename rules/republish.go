@@ -142,6 +142,7 @@ func (l *loader) republish(f *file, d *ruleDecl, n *yaml.Node) {
 		}},
 		field{"payload", func(key, n *yaml.Node) {
 			payload = key
+			b.checkStringPayload(n)
 			r.payload = asPayload(b.read(n))
 		}},
 		field{"payload_template", func(key, n *yaml.Node) {
@@ -202,6 +203,18 @@ func (b *bodyReader) topic(n *yaml.Node, text string) template {
 		b.file.fail(n, "bad-topic", "", "the topic has more than 65,535 bytes")
 	}
 	return t
+}
+
+// checkStringPayload warns of a payload that is JSON for a string, quotes and all:
+// whoever moves a rule over from EMQX means the text.
+func (b *bodyReader) checkStringPayload(n *yaml.Node) {
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!str" {
+		return
+	}
+	if t := parseTemplate(n.Value, func(diagnostic) {}); len(t) == 1 && t[0].isVar && (len(t[0].path) != 1 || t[0].path[0].key != "payload") {
+		return // of a type that is not known
+	}
+	b.file.warn(n, "string-payload", "payload_template publishes the text as it stands", "the payload is a JSON string, in quotes")
 }
 
 // only is the template that n holds if that is one variable, else nil.
