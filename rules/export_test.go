@@ -23,6 +23,11 @@ func BuildText(texts ...string) (*Set, []Problem) {
 	return build(files, LoadOptions{LookupEnv: func(string) (string, bool) { return "", false }})
 }
 
+// ReadLimited reads files as Load does, with other bounds for what a set is made of.
+func ReadLimited(path string, files, bytes int) []Problem {
+	return readWithin(limits{files, bytes}, []string{path}, false).problems
+}
+
 // BothOrders runs a statement on a payload with WHERE first, if it allows that,
 // and with SELECT first, and answers how each ended.
 func BothOrders(sql string, payload []byte) (whereFirst bool, ends [2]string) {

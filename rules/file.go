@@ -168,9 +168,16 @@ func (f *file) add(p Problem) {
 // AppendProblem appends a problem of a file whose lines are given, with the
 // source line. From some 200 on those of the same file are counted alone, in the last one.
 func AppendProblem(problems []Problem, lines []string, p Problem) []Problem {
+	length := 0
+	if p.Line > 0 && p.Line <= len(lines) && len(problems) <= maxProblems {
+		length = utf8.RuneCountInString(lines[p.Line-1])
+	}
 	if n := len(problems); n >= maxProblems {
 		if n == maxProblems {
-			problems = append(problems, Problem{File: p.File, Line: p.Line, Col: 1, Width: 1, Severity: p.Severity, Name: "too-many-problems", Hint: "mend those that are shown first"})
+			problems = append(problems, Problem{
+				File: p.File, Line: p.Line, Col: max(1, min(p.Col, length+1)), Width: 1, Severity: p.Severity,
+				Name: "too-many-problems", Hint: "mend those that are shown first",
+			})
 		}
 		last := &problems[maxProblems]
 		last.untold++
@@ -180,10 +187,13 @@ func AppendProblem(problems []Problem, lines []string, p Problem) []Problem {
 	}
 	if p.Line > 0 && p.Line <= len(lines) {
 		line := lines[p.Line-1]
-		length := utf8.RuneCountInString(line)
 		p.Col = min(p.Col, length+1)
 		p.Width = max(1, min(p.Width, length+1-p.Col))
-		if len(line) <= maxSource {
+		switch last := len(problems) - 1; {
+		case len(line) > maxSource:
+		case last >= 0 && problems[last].Line == p.Line:
+			p.Source = problems[last].Source
+		default:
 			p.Source = MaskCredentials(line)
 		}
 	}
@@ -192,6 +202,9 @@ func AppendProblem(problems []Problem, lines []string, p Problem) []Problem {
 
 // full says that further problems are counted alone.
 func (f *file) full() bool { return len(f.problems) > maxProblems }
+
+// isLost says that nothing that is found further changes the outcome.
+func (f *file) isLost() bool { return f.full() && f.problems[maxProblems].Severity == Error }
 
 func (f *file) fail(n *yaml.Node, name, hint, format string, args ...any) {
 	f.at(n, Error, name, hint, format, args...)

@@ -55,14 +55,19 @@ func FuzzLoad(f *testing.F) {
 	f.Add(hardBrake)
 	f.Add("destinations: {d: {url: 'http://h/'}}\nrules: [{name: r, sql: '', actions: [{http: d}]}]")
 	f.Add("rules:\r\n- sql: 'a\r\n\r\n  b'")
+	f.Add("\ufeffrules:\n\t- {name: a}\x00\xff")
+	f.Add("\xff\xfer\x00")
+	f.Add("a: &a [*a]\n<<: *a\n---\n? [x]\n: !!str y\n")
+	f.Add("rules: [" + strings.Repeat("a,", 300) + "]")
 	f.Add("rules: [{sql: \"\\x41\\u00e9\\\n  \\tb\"}]")
 	f.Fuzz(func(t *testing.T, text string) {
 		set, problems := rules.BuildText(text)
 		if (set == nil) != rules.HasErrors(problems) {
 			t.Errorf("set %v, problems %v", set, problems)
 		}
+		lines := 1 + strings.Count(strings.NewReplacer("\r\n", "\n", "\r", "\n", "\u0085", "\n", "\u2028", "\n", "\u2029", "\n").Replace(text), "\n")
 		for _, p := range problems {
-			if p.Line < 1 || p.Col < 1 || p.Width < 1 || p.Col > utf8.RuneCountInString(p.Source)+1 || p.Name == "" || p.Message == "" {
+			if p.Line > lines || p.Line < 1 || p.Col < 1 || p.Width < 1 || p.Source != "" && p.Col+p.Width > utf8.RuneCountInString(p.Source)+2 || p.Name == "" || p.Message == "" {
 				t.Errorf("bad problem %+v", p)
 			}
 		}

@@ -21,6 +21,7 @@ type loader struct {
 	order        []*ruleDecl // as read
 	reading      string      // the destination that is being read
 	secrets      map[secretRef]string
+	guesses      int
 }
 
 type destinationDecl struct {
@@ -107,7 +108,7 @@ func (l *loader) rule(f *file, n *yaml.Node) {
 		field{"sql", func(_, n *yaml.Node) {
 			sql = n
 			var ok bool
-			if d.SQL, ok = f.text(n, "sql"); ok {
+			if d.SQL, ok = f.text(n, "sql"); ok && !f.isLost() {
 				d.program = compile(d.SQL, func(p diagnostic) { f.within(n, p) })
 			}
 		}},
@@ -215,7 +216,7 @@ func (s *Set) ruleNamed(name string) *Rule {
 func (l *loader) connect(d *ruleDecl, a actionDecl) {
 	to, ok := l.destinations[a.http]
 	if !ok && a.http != "" {
-		d.file.fail(a.at, "unknown-destination", didYouMean(a.http, slices.Sorted(maps.Keys(l.destinations))), "unknown destination %s", quote(a.http))
+		d.file.fail(a.at, "unknown-destination", l.meantDestination(a.http), "unknown destination %s", quote(a.http))
 	}
 	b := bodyReader{file: d.file, program: d.program}
 	done := action{body: rowBody}
@@ -252,6 +253,17 @@ func (l *loader) connect(d *ruleDecl, a actionDecl) {
 		b.checkRawTraceFields(a.template, raw, to.TraceBody)
 	}
 	d.Rule.actions = append(d.Rule.actions, done)
+}
+
+// maxGuesses is how many unknown destinations get a hint: each is compared with all
+// that there are.
+const maxGuesses = 200
+
+func (l *loader) meantDestination(name string) string {
+	if l.guesses++; l.guesses > maxGuesses {
+		return ""
+	}
+	return didYouMean(name, slices.Sorted(maps.Keys(l.destinations)))
 }
 
 func (l *loader) ruleList() []*Rule {

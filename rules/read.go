@@ -33,11 +33,18 @@ func readFiles(paths []string) ([]fileText, []Problem) {
 	return c.texts, c.problems
 }
 
+// limits bound what a set is made of.
+type limits struct{ files, bytes int }
+
 // read collects all rule files under paths, and the test files: those named, and with
 // foldersTests also those of folders. Where test files alone are named, the rules are
 // those of their folders.
 func read(paths []string, foldersTests bool) *collector {
-	c := &collector{foldersTests: foldersTests}
+	return readWithin(limits{maxFiles, maxSet}, paths, foldersTests)
+}
+
+func readWithin(max limits, paths []string, foldersTests bool) *collector {
+	c := &collector{max: max, foldersTests: foldersTests}
 	testsAlone := len(paths) > 0
 	for _, p := range paths {
 		p = filepath.Clean(p)
@@ -84,6 +91,7 @@ func (c *collector) isSteady() bool {
 }
 
 type collector struct {
+	max   limits
 	texts []fileText
 	// tests are the test files that were named, with foldersTests also those of
 	// folders.
@@ -216,9 +224,9 @@ func (c *collector) file(path string, info os.FileInfo) {
 	switch {
 	case c.full || c.files.again(info):
 		return
-	case len(c.texts)+len(c.tests) == maxFiles:
+	case len(c.texts)+len(c.tests) == c.max.files:
 		c.full = true
-		c.fail(path, "too-many-files", "is this the folder of the rules?", fmt.Sprintf("this file is one more than the %d that a set has at most", maxFiles))
+		c.fail(path, "too-many-files", "is this the folder of the rules?", fmt.Sprintf("this file is one more than the %d that a set has at most", c.max.files))
 		return
 	}
 	text, info, wrong, err := readText(path, info)
@@ -230,9 +238,9 @@ func (c *collector) file(path string, info os.FileInfo) {
 		c.wrong(path, *wrong)
 		return
 	}
-	if c.bytes += len(text); c.bytes > maxSet {
+	if c.bytes += len(text); c.bytes > c.max.bytes {
 		c.full = true
-		c.fail(path, "too-many-files", "is this the folder of the rules?", fmt.Sprintf("with this file the set is larger than the %s that one has at most", FormatSize(maxSet)))
+		c.fail(path, "too-many-files", "is this the folder of the rules?", fmt.Sprintf("with this file the set is larger than the %s that one has at most", FormatSize(int64(c.max.bytes))))
 		return
 	}
 	if c.infos == nil {

@@ -7,12 +7,17 @@ import (
 
 // Suggest is the known word that a misspelt one was probably meant to be, or "".
 func Suggest(word string, known []string) string {
-	if utf8.RuneCountInString(word) > maxQuoted {
+	length := utf8.RuneCountInString(word)
+	if length > maxQuoted {
 		return ""
 	}
-	best, bestDistance := "", 1+max(1, utf8.RuneCountInString(word)/3)
+	word = strings.ToLower(word)
+	best, bestDistance := "", 1+max(1, length/3)
 	for _, k := range known {
-		if d := distance(strings.ToLower(word), strings.ToLower(k)); d < bestDistance {
+		if n := utf8.RuneCountInString(k); n-length >= bestDistance || length-n >= bestDistance {
+			continue // so many letters must be inserted or deleted
+		}
+		if d := distance(word, strings.ToLower(k)); d < bestDistance {
 			best, bestDistance = k, d
 		}
 	}

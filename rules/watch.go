@@ -64,15 +64,19 @@ func (w *watcher) stop() {
 // cover watches every folder that now holds rules. Watching one again does
 // nothing; one that is gone is no longer watched by itself.
 func (w *watcher) cover() {
+	var seen visited
 	for _, p := range w.paths {
 		w.add(filepath.Dir(p))
 		if info, err := os.Stat(p); err == nil && info.IsDir() {
-			w.addTree(p, 0)
+			w.addTree(p, info, &seen, 0)
 		}
 	}
 }
 
-func (w *watcher) addTree(path string, depth int) {
+func (w *watcher) addTree(path string, info os.FileInfo, seen *visited, depth int) {
+	if seen.again(info) {
+		return
+	}
 	w.add(path)
 	entries, err := os.ReadDir(path)
 	if err != nil || depth == maxFolders {
@@ -84,7 +88,7 @@ func (w *watcher) addTree(path string, depth int) {
 			continue
 		}
 		if info, err := os.Stat(full); err == nil && info.IsDir() {
-			w.addTree(full, depth+1)
+			w.addTree(full, info, seen, depth+1)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -212,6 +213,44 @@ func TestConfigFileThatIsNone(t *testing.T) {
 	} {
 		if _, problems := loadConfig(file, loadOptions{}); len(problems) == 0 || !strings.Contains(problems[0].Message, want) {
 			t.Errorf("%s: %v, want %q", file, problems, want)
+		}
+	}
+}
+
+// TestHostileConfig: a configuration that is none ends in an error, soon, and pipes are not waited for.
+func TestHostileConfig(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe.yaml")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, problems := loadConfig(pipe, loadOptions{}); len(problems) == 0 || problems[0].Message != "read configuration: expected a file, found a pipe" {
+		t.Errorf("a pipe: %v", problems)
+	}
+	const fits = 1<<20 - 10
+	for text, want := range map[string]string{
+		"\xff\xfel\x00o\x00g\x00":                  "1:1: expected UTF-8, found UTF-16",
+		"log: {}\n# caf\xe9":                       "2:6: expected UTF-8, found the byte 0xE9",
+		"log: \x00":                                "1:6: expected text, found the control character U+0000",
+		"a: &a [x]\nb: &b [*a, *a]":                "1:4: anchors and aliases are not allowed",
+		"log:\n\tlevel: info":                      "hint: indent with spaces, not tabs",
+		"<<: {log: {}}":                            `1:1: unknown key "<<"`,
+		strings.Repeat("[", fits):                  "exceeded max depth of 10000",
+		strings.Repeat("a: 1\n", fits/5):           "too many problems: ",
+		"{" + strings.Repeat("a,", fits/2-1) + "}": "too many problems: ",
+		"admin: {token: hunter2-hunter2, tokn: x}": "admin: {token: ***************, tokn: x}",
+	} {
+		_, problems := loadConfig(writeConfig(t, text), loadOptions{Env: env(nil)})
+		var b strings.Builder
+		if err := rules.Print(&b, problems); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(b.String(), want) || !rules.HasErrors(problems) || len(problems) > 210 || strings.Contains(b.String(), "hunter2") {
+			t.Errorf("%.40q: %d problems\n%.1000s\nwant %q", text, len(problems), b.String(), want)
+		}
+	}
+	for _, text := range []string{"\ufefflog: {level: info}", "log:\r\n  level: info\r\n"} {
+		if _, problems := loadConfig(writeConfig(t, text), loadOptions{Env: env(nil)}); rules.HasErrors(problems) {
+			t.Errorf("%q: %v", text, problems)
 		}
 	}
 }
