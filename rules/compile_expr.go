@@ -35,7 +35,11 @@ func (c *compiler) value(x expr) evalFn {
 			if err != nil {
 				return value{}, err
 			}
-			return arithmetic(op, a, b)
+			v, err := arithmetic(op, a, b)
+			if err == nil && v.kind == kindString {
+				err = e.build(len(v.s))
+			}
+			return v, err
 		}
 	case *list:
 		return c.list(x)
@@ -88,7 +92,8 @@ func (c *compiler) list(x *list) evalFn {
 			}
 			elems[i] = v
 		}
-		return listOf(elems), nil
+		v := listOf(elems)
+		return v, e.build(v.weight())
 	}
 }
 
@@ -296,6 +301,9 @@ func (c *compiler) call(x *call) evalFn {
 		v, err := f.eval(e, e.args[base:])
 		if failed, ok := errors.AsType[*fault](err); ok && failed.outcome == BadArgument {
 			err = badArgument("%s: %s", x.name, failed.message)
+		}
+		if err == nil && v.kind >= kindString { // others weigh next to nothing
+			err = e.build(v.weight())
 		}
 		return v, err
 	}

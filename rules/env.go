@@ -35,6 +35,9 @@ type env struct {
 	tooLong bool
 	// spent is how many bytes of bodies there are by now, of all rules of a chain.
 	spent int
+	// built is the weight of what the statement has made so far of the message, and
+	// buildable what it may be.
+	built, buildable int
 	// leftOut is set when a header's value could not be sent.
 	leftOut bool
 }
@@ -51,11 +54,31 @@ type row interface {
 func (e *env) reset(r row, payload []byte) {
 	e.row = r
 	e.doc.reset(payload)
+	e.buildable = max(maxBuilt, builtPerByte*len(payload))
+}
+
+// Whatever a statement and a message say, the lists, maps and rows that are made
+// of one message by one rule weigh maxBuilt at most together, or builtPerByte for each
+// byte of a larger payload: [a, a] AS a, twenty times over, is a million times a.
+const (
+	maxBuilt     = 64 << 20
+	builtPerByte = 16
+)
+
+var errBuiltTooMuch = badArgument("the statement makes more than %d MiB of one message", maxBuilt>>20)
+
+// build accounts for something of that weight that the statement has made.
+func (e *env) build(weight int) error {
+	if e.built += weight; e.built > e.buildable {
+		return errBuiltTooMuch
+	}
+	return nil
 }
 
 // start prepares for another rule on the same message.
 func (e *env) start(rule string) {
 	e.rule = rule
+	e.built = 0
 	e.out.reset()
 	e.bound.reset()
 	e.elements, e.elementOf = elements{}, value{}

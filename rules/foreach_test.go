@@ -153,3 +153,30 @@ func TestLongList(t *testing.T) {
 		t.Errorf("matches %+v, want the last element", got)
 	}
 }
+
+// TestBuiltTooMuch: what a few words of a statement multiply ends in an error, and
+// takes neither time nor memory.
+func TestBuiltTooMuch(t *testing.T) {
+	times := func(n int, s string) string { return strings.Repeat(s, n) }
+	tests := []struct{ name, sql string }{
+		{"lists of lists", `SELECT payload.a AS a` + times(40, `, [a, a] AS a`) + ` FROM "t"`},
+		{"lists in one expression", `SELECT payload.a AS a, ` + times(40, `[a, [`) + `a` + times(40, `]]`) + ` AS b` + times(40, `, [b, b, b, b] AS b`) + ` FROM "t"`},
+		{"text that is joined", `SELECT payload.a AS a` + times(40, `, a + a AS a`) + ` FROM "t"`},
+		{"maps of maps", `SELECT payload.a AS m.a` + times(40, `, m AS m.b, m AS m.c`) + ` FROM "t"`},
+		{"maps that functions make", `SELECT map_put('a', payload.a, map_new()) AS a` + times(40, `, map_put('x', a, map_put('y', a, map_new())) AS a`) + ` FROM "t"`},
+		{"in WHERE", `SELECT payload.a AS a` + times(40, `, [a, a] AS a`) + ` FROM "t" WHERE a = a`},
+		{"in helpers", `FOREACH payload.a AS a` + times(40, `, [a, a] AS a`) + `, payload.l AS e FROM "t"`},
+		{"rows", `FOREACH payload.l AS e DO *, payload.l AS l1, payload.l AS l2, payload.l AS l3` + times(30, `, payload`) + ` FROM "t"`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			set := load(t, ruleFile(`[{http: a, body: {x: 1}}]`, tt.sql))
+			if got := match(set, message("t", `{"a":"0123456789","l":`+integers(1000)+`}`)); len(got) != 0 {
+				t.Error("it matched")
+			}
+			if got := counts(set.Rules()[0]); got != "bad_argument=1" {
+				t.Errorf("counted %s", got)
+			}
+		})
+	}
+}

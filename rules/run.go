@@ -47,6 +47,9 @@ func (p *program) selectInto(e *env) error {
 			for _, m := range e.bound.members {
 				e.out.set(m.key, m.val)
 			}
+			if err := e.build(e.out.weight()); err != nil {
+				return err
+			}
 			continue
 		}
 		v, err := o.eval(e)
@@ -77,7 +80,7 @@ func (e *env) place(into *object, o *output, v value) error {
 		}
 	}
 	e.write(into, target, v)
-	return nil
+	return e.build(into.lookup(target[0].key).weight())
 }
 
 // write puts a value into the outputs, or what FOREACH binds. Text is not read into,

@@ -35,7 +35,8 @@ var kindNames = [...]string{
 type value struct {
 	kind kind
 	// n is the boolean, the int64, the bits of the float; for kindRaw the offset
-	// of s in the payload; for kindString payloadText marks the payload itself.
+	// of s in the payload; for kindString payloadText marks the payload itself; for
+	// kindList and kindObject the weight.
 	n uint64
 	s string // the string, or the JSON text of kindRaw
 	x any    // *big.Int, []value or *object
@@ -68,9 +69,46 @@ func float(f float64) value { return value{kind: kindFloat, n: math.Float64bits(
 
 func str(s string) value { return value{kind: kindString, s: s} }
 
-func listOf(elems []value) value { return value{kind: kindList, x: elems} }
+func listOf(elems []value) value {
+	w := scalarWeight
+	for i := range elems {
+		w += elems[i].weight()
+	}
+	return value{kind: kindList, n: uint64(w), x: elems}
+}
 
-func objectOf(o *object) value { return value{kind: kindObject, x: o} }
+func objectOf(o *object) value {
+	return value{kind: kindObject, n: uint64(o.weight()), x: o}
+}
+
+// scalarWeight is what a value weighs that has no parts.
+const scalarWeight = 8
+
+// weight is about how many bytes v has as JSON. Values share their parts, so that
+// it may be far more than what v takes in memory, and what walks v takes as long.
+func (v value) weight() int {
+	switch v.kind {
+	case kindString, kindRaw:
+		return scalarWeight + len(v.s)
+	case kindList, kindObject:
+		return int(v.n)
+	case kindBig:
+		return scalarWeight + v.big().BitLen()/3
+	}
+	return scalarWeight
+}
+
+// weight of nil is that of what a function answers beside an error.
+func (o *object) weight() int {
+	w := scalarWeight
+	if o == nil {
+		return w
+	}
+	for i := range o.members {
+		w += scalarWeight + len(o.members[i].key) + o.members[i].val.weight()
+	}
+	return w
+}
 
 func (v value) bool() bool       { return v.n != 0 }
 func (v value) int() int64       { return int64(v.n) }
