@@ -2,6 +2,7 @@ package rules
 
 import (
 	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -10,7 +11,9 @@ import (
 )
 
 // bodiless reports whether requests have no body.
-func (d *Destination) bodiless() bool { return d.Method == "GET" || d.Method == "DELETE" }
+func (d *Destination) bodiless() bool {
+	return d.Method == http.MethodGet || d.Method == http.MethodDelete
+}
 
 // path reads what is appended to the url's path.
 func (d *destinationDecl) path(n *yaml.Node) {
