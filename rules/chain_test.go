@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -328,4 +329,62 @@ func TestReadsTrace(t *testing.T) {
 			t.Errorf("%s reads the trace: %v, want %v", r.Name, r.ReadsTrace(), want)
 		}
 	}
+}
+
+// FuzzRepublish: whatever the payload, what is published can be, and is accounted for.
+func FuzzRepublish(f *testing.F) {
+	for _, s := range []string{
+		`{"a":"x","q":1,"r":true,"p":{"k":"v"}}`, `{"a":"#","q":3}`, `{"a":"$x","r":2,"p":[1]}`, `{"a":"a/b/c","q":"2","r":"false","p":"{\"k\":[1,2]}"}`,
+		`{"a":"\u0000","p":{"":"\u0000"}}`, `{"a":""}`, "{\"a\":\"\xff\"}", `{"l":[{"a":"x"},{"a":"+"},1]}`, `{"l":"x"}`, `[]`, ``,
+	} {
+		f.Add([]byte(s))
+	}
+	set, problems := rules.BuildText(`
+rules:
+  - name: one
+    sql: SELECT payload.a AS a, payload.q AS q, payload.r AS r, payload.p AS p, payload AS x FROM "in"
+    actions:
+      - republish: {topic: "${a}", qos: "${q}", retain: "${r}", user_properties: "${p}", payload_template: "${x}"}
+      - republish: {topic: "out/${a}", user_properties: {a: "${a}", p: "${p}"}}
+  - name: each
+    sql: FOREACH payload.l AS e FROM "in", "out/#" WHERE topic <> 'x'
+    actions: [{republish: {topic: "out/${e.a}", payload: {e: "${e}"}}}]
+  - name: again
+    sql: SELECT payload, topic AS a FROM "out/#"
+    actions: [{republish: {topic: "in", payload_template: "${payload}"}}, {republish: {topic: "${a}/${a}"}}]
+`)
+	if set == nil {
+		f.Fatal(problems)
+	}
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		c := run(set, &rules.Message{ClientID: "v7", Topic: "in", Payload: payload})
+		size := 0
+		for i, p := range c.Published {
+			size += len(p.Payload)
+			if p.Topic == "" || len(p.Topic) > 65535 || strings.ContainsAny(p.Topic, "+#\x00") || strings.HasPrefix(p.Topic, "$") || !utf8.ValidString(p.Topic) || p.QoS > 2 {
+				t.Errorf("published to %q at QoS %d", p.Topic, p.QoS)
+			}
+			for _, u := range p.UserProperties {
+				if text := u[0] + u[1]; len(u[0]) > 65535 || len(u[1]) > 65535 || strings.ContainsRune(text, 0) || !utf8.ValidString(text) {
+					t.Errorf("user property %q", u)
+				}
+			}
+			if by := c.Matches[p.By]; by.On >= i || p.ClientID != "v7" || p.ID == "" {
+				t.Errorf("message %d, of %q, is made by a rule on message %d", i, p.ClientID, by.On)
+			}
+		}
+		if len(c.Published) > 1000 || len(c.Refused) > 1000 || size > 16<<20 {
+			t.Errorf("%d messages of %d bytes, %d refused", len(c.Published), size, len(c.Refused))
+		}
+		for _, m := range c.Matches {
+			seen := map[string]bool{m.Rule.Name: true}
+			for on := m.On; on >= 0; {
+				by := c.Matches[c.Published[on].By]
+				if seen[by.Rule.Name] {
+					t.Errorf("%s twice on the way to one message", by.Rule.Name)
+				}
+				seen[by.Rule.Name], on = true, by.On
+			}
+		}
+	})
 }

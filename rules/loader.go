@@ -272,6 +272,7 @@ func (l *loader) ruleList() []*Rule {
 		rules = append(rules, &d.Rule)
 	}
 	slices.SortFunc(rules, func(a, b *Rule) int { return cmp.Compare(a.Name, b.Name) })
+	markTraceReaders(rules)
 	return rules
 }
 

@@ -29,7 +29,7 @@ func (l *loader) checkLoops() {
 			for _, j := range way {
 				through += " by way of " + quote(rules[j].Name) + ","
 			}
-			through = strings.Replace(strings.TrimSuffix(through, ","), ", by way of", ", then", -1)
+			through = strings.ReplaceAll(strings.TrimSuffix(through, ","), ", by way of", ", then")
 			d.file.warn(d.Rule.republishes[at].at, "republish-loop", "the rule is kept from what it has led to: narrow FROM, or republish to a topic that it does not select",
 				"rule %s republishes into its own FROM%s", quote(d.Name), through)
 		}

@@ -28,7 +28,6 @@ func newSet(generation string, rules []*Rule, destinations []Destination) *Set {
 			enabled = append(enabled, r)
 		}
 	}
-	markTraceReaders(enabled)
 	s := &Set{generation: generation, rules: rules, destinations: destinations, index: newTopicIndex(enabled), byEvent: rulesByEvent(enabled)}
 	s.envs.New = func() any { return &env{now: time.Now} }
 	return s
@@ -101,13 +100,13 @@ func (r *Rule) Outcomes() *Outcomes { return r.outcomes }
 func (r *Rule) ReadsTrace() bool { return r.readsTrace }
 
 // markTraceReaders looks at statements alone: templates read what SELECT puts out.
-func markTraceReaders(enabled []*Rule) {
+func markTraceReaders(rules []*Rule) {
 	any := false
-	for _, r := range enabled {
+	for _, r := range rules {
 		r.readsTrace = strings.Contains(r.SQL, "trace_id") || strings.Contains(r.SQL, "sw8")
-		any = any || r.readsTrace
+		any = any || r.readsTrace && r.Enabled
 	}
-	for _, r := range enabled {
+	for _, r := range rules {
 		r.readsTrace = r.readsTrace || any && len(r.republishes) > 0
 	}
 }
