@@ -79,3 +79,18 @@ func RunTests(set *Set, text string) (failures []TestFailure, problems []Problem
 	}
 	return failures, problems
 }
+
+// Runner runs a statement on a message, each time with the same memory, and answers how
+// many rows it has.
+func Runner(sql string, m *Message) func() int {
+	p := compile(sql, func(diagnostic) {})
+	e := &env{now: time.Now}
+	return func() (rows int) {
+		e.reset(m, m.Payload)
+		e.start("r")
+		for ok, err := p.first(e); ok && err == nil; ok, err = p.next(e) {
+			rows++
+		}
+		return rows
+	}
+}
