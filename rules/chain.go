@@ -70,7 +70,7 @@ func (s *Set) run(cands []*Rule, of row, payload []byte, newID func() string) Ch
 	if len(cands) == 0 {
 		return Chain{}
 	}
-	c := chain{env: s.envs.Get().(*env), origin: of, newID: newID, room: MaxRows}
+	c := chain{env: s.envs.Get().(*env), origin: of, newID: newID, room: MaxRows, watch: s.watch}
 	c.env.spent = 0
 	c.on(-1, cands, of, payload)
 	for i := 0; i < len(c.Published); i++ { // which grows meanwhile
@@ -93,6 +93,7 @@ type chain struct {
 	room   int    // for rows
 	bytes  int    // of what is published
 	lost   uint64 // messages that the rule at hand could not publish
+	watch  *watch // nil: nobody watches
 }
 
 // on runs the candidates on one message: that at i of Published, or the origin.
@@ -103,6 +104,9 @@ func (c *chain) on(i int, cands []*Rule, of row, payload []byte) {
 		e.start(r.Name)
 		rows, err := c.fire(r, i)
 		r.outcomes.count(rows > 0, err, e)
+		if c.watch != nil {
+			c.watch.ran(r, i, rows, err, e)
+		}
 		if f, _ := errors.AsType[*fault](err); f != nil && (f.outcome == LoopRefused || f.outcome == TooManyRows || f.outcome == RenderFailed) {
 			c.refuse(r, f.outcome, f.message)
 		}
@@ -125,6 +129,9 @@ func (c *chain) fire(r *Rule, i int) (rows int, err error) {
 		if rows++; rows > c.room {
 			err = tooManyRows(c.room)
 			break
+		}
+		if c.watch != nil {
+			c.watch.row(e)
 		}
 		if m.Deliveries, err = r.deliver(e, m.Deliveries); err != nil {
 			break

@@ -36,8 +36,12 @@ type output struct {
 // compile turns a statement's text into a program. Every mistake is reported; the
 // program is of no use if one of them is an error.
 func compile(text string, report func(diagnostic)) *program {
-	c := &compiler{report: report}
-	st := parse(text, report)
+	return (&compiler{report: report}).compile(text)
+}
+
+func (c *compiler) compile(text string) *program {
+	st := parse(text, c.report)
+	c.statement = st
 	c.from(st)
 	if st.foreach {
 		c.foreach(st)
@@ -61,6 +65,8 @@ func compile(text string, report func(diagnostic)) *program {
 type compiler struct {
 	program
 	report            func(diagnostic)
+	statement         *statement
+	watch             *watch   // nil: nobody watches what expressions come to
 	layers            []*layer // what a reference is looked up in before the row
 	inWhere           bool
 	whereReadsOutputs bool

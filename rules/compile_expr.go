@@ -7,6 +7,13 @@ import (
 
 // value compiles an expression.
 func (c *compiler) value(x expr) evalFn {
+	if c.watch != nil {
+		return c.watch.value(x, c.bareValue(x))
+	}
+	return c.bareValue(x)
+}
+
+func (c *compiler) bareValue(x expr) evalFn {
 	switch x := x.(type) {
 	case *literal:
 		v := x.val
@@ -137,6 +144,13 @@ func (c *compiler) comparison(x *binary) condFn {
 // condition compiles what stands in WHERE and WHEN. A value that is no boolean is
 // no truth; a function must answer a boolean.
 func (c *compiler) condition(x expr) condFn {
+	if c.watch != nil {
+		return c.watch.condition(x, c.bareCondition(x))
+	}
+	return c.bareCondition(x)
+}
+
+func (c *compiler) bareCondition(x expr) condFn {
 	switch x := x.(type) {
 	case *binary:
 		switch {

@@ -67,19 +67,6 @@ func Arity(name string) [2]int {
 	return [2]int{f.min, f.max}
 }
 
-// RunTests runs tests that are not on disk, unless there is something wrong with
-// them.
-func RunTests(set *Set, text string) (failures []TestFailure, problems []Problem) {
-	f := readTests(fileText{Path: "rules_test.yaml", Text: text}, set)
-	if problems = f.shown(); HasErrors(problems) {
-		return nil, problems
-	}
-	for _, t := range f.tests {
-		failures = append(failures, (&Tests{set: set}).Run(t)...)
-	}
-	return failures, problems
-}
-
 // Runner runs a statement on a message, each time with the same memory, and answers how
 // many rows it has.
 func Runner(sql string, m *Message) func() int {

@@ -19,6 +19,7 @@ type Set struct {
 	byEvent      [EventKinds][]*Rule
 	secrets      map[secretRef]string
 	envs         sync.Pool // of *env
+	watch        *watch    // of an explanation; nil: nobody watches
 }
 
 func newSet(generation string, rules []*Rule, destinations []Destination) *Set {

@@ -18,6 +18,10 @@ type TestFailure struct {
 	Message string `json:"message"`
 	// Differences are where something was sent, but not what was expected.
 	Differences []Difference `json:"differences,omitempty"`
+	// Reason is why the rule did not fire, if that is why something is missing.
+	Reason string `json:"reason,omitempty"`
+
+	missing string // the rule of which something was expected, and not sent
 }
 
 // Difference is one place at which what was sent is not what was wanted.
@@ -47,12 +51,54 @@ func (t *Tests) Run(test *Test) []TestFailure {
 			found = append(found, sent{m.Rule, d, set.traceBody(d.Destination)})
 		}
 	}
-	return test.compare(found)
+	failures := test.compare(found)
+	if names := missing(failures); len(names) > 0 {
+		x := t.set.explain(explained{of: of, payload: payload, cands: test.cands, now: now, only: names})
+		for i := range failures {
+			failures[i].Reason = x.reasonOf(failures[i].missing)
+		}
+	}
+	return failures
+}
+
+// missing are the rules of which something was missing.
+func missing(failures []TestFailure) (names []string) {
+	for _, f := range failures {
+		if f.missing != "" && !slices.Contains(names, f.missing) {
+			names = append(names, f.missing)
+		}
+	}
+	return names
+}
+
+// reasonOf is why the rule did not fire, "" if it did. A run on a message that was
+// republished is of more interest than that it does not select from the origin.
+func (x *Explanation) reasonOf(rule string) string {
+	reason := ""
+	for _, runs := range append([][]RuleExplanation{x.Rules}, x.republishedRules()...) {
+		for _, r := range runs {
+			switch {
+			case r.Rule != rule:
+			case r.Fired:
+				return ""
+			case reason == "" || r.Outcome != "":
+				reason = r.Reason
+			}
+		}
+	}
+	return reason
+}
+
+func (x *Explanation) republishedRules() (all [][]RuleExplanation) {
+	for _, r := range x.Republished {
+		all = append(all, r.Rules)
+	}
+	return all
 }
 
 // at is the set with another clock.
 func (s *Set) at(now func() time.Time) *Set {
-	c := newSet(s.generation, s.rules, s.destinations)
+	c := &Set{generation: s.generation, rules: s.rules, destinations: s.destinations, index: s.index, byEvent: s.byEvent}
 	c.envs.New = func() any { return &env{now: now} }
 	return c
 }
@@ -107,7 +153,7 @@ func (t *Test) compare(found []sent) []TestFailure {
 	pairs := t.pair(found)
 	var failures []TestFailure
 	fail := func(line, col int, d []Difference, format string, args ...any) {
-		failures = append(failures, TestFailure{t.File, line, col, fmt.Sprintf(format, args...), d})
+		failures = append(failures, TestFailure{File: t.File, Line: line, Col: col, Message: fmt.Sprintf(format, args...), Differences: d})
 	}
 	paired := make([]bool, len(found))
 	for i, x := range t.expect {
@@ -131,6 +177,7 @@ func (t *Test) compare(found []sent) []TestFailure {
 			continue
 		}
 		fail(x.line, x.col, nil, "%s was expected, and not sent", describeSent(x.rule, x.http))
+		failures[len(failures)-1].missing = x.rule
 	}
 	for j, s := range found {
 		if !paired[j] {

@@ -148,6 +148,9 @@ const (
 func (t *testResult) printFailures(w io.Writer, indent string) {
 	for _, f := range t.Failures {
 		fmt.Fprintf(w, "%s%s:%d:%d: %s\n", indent, printable(f.File), f.Line, f.Col, printable(f.Message))
+		if f.Reason != "" {
+			fmt.Fprintf(w, "%s  it did not fire: %s\n", indent, printable(f.Reason))
+		}
 		for _, d := range f.Differences[:min(len(f.Differences), shownDifferences)] {
 			fmt.Fprintf(w, "%s  %s\n%s    wanted %s\n%s    found  %s\n", indent, printable(d.Path), indent, shortened(d.Wanted), indent, shortened(d.Found))
 		}
