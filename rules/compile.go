@@ -56,6 +56,7 @@ func (c *compiler) compile(text string) *program {
 	}
 	if st.where != nil {
 		out.final, c.inWhere = true, true
+		c.judgeCondition("WHERE", st.where)
 		c.where = c.condition(st.where)
 		c.whereFirst = safe && !c.whereReadsOutputs && !c.selectMayRead
 	}
@@ -142,6 +143,7 @@ func (c *compiler) item(i int, it item, into *layer) (output, bool) {
 	if it.x == nil || target == nil {
 		return output{}, false
 	}
+	c.checkText(it.x)
 	// A reference to an output of the same item is one to an earlier output.
 	o := output{eval: c.value(it.x), target: target}
 	for i := range target {
@@ -347,6 +349,9 @@ func (c *compiler) checkName(r *ref) {
 	}
 	if root.quoted {
 		hint := fmt.Sprintf("did you mean '%s'? Double quotes are for names, single quotes for strings", root.key)
+		if first, _, isPath := strings.Cut(root.key, "."); isPath && (slices.Contains(columns, first) || slices.Contains(written, first)) {
+			hint = fmt.Sprintf("did you mean %s, without quotes? Double quotes are for one name", root.key)
+		}
 		c.warn(root.span, "double-quoted-value", hint, "no column is called %s", quote(root.key))
 		return
 	}

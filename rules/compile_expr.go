@@ -125,6 +125,7 @@ func (c *compiler) rangeList(x *rangeList) evalFn {
 }
 
 func (c *compiler) comparison(x *binary) condFn {
+	c.checkComparison(x)
 	op, l, r := x.op, c.value(x.l), c.value(x.r)
 	return func(e *env) (bool, error) {
 		a, err := l(e)
@@ -243,6 +244,7 @@ func (c *compiler) caseOf(x *caseOf) evalFn {
 		if subject != nil {
 			matches[i] = c.value(w.cond)
 		} else {
+			c.judgeCondition("WHEN", w.cond)
 			conds[i] = c.condition(w.cond)
 		}
 		thens[i] = c.value(w.then)

@@ -28,6 +28,25 @@ func ReadLimited(path string, files, bytes int) []Problem {
 	return readWithin(limits{files, bytes}, []string{path}, false).problems
 }
 
+// Verdict is what is known of the WHERE of a statement without a message: "", "never" or
+// "always".
+func Verdict(sql string) string {
+	c := &compiler{report: func(diagnostic) {}}
+	st := parse(sql, c.report)
+	c.from(st)
+	c.layers = []*layer{{of: outputsOf, final: true}}
+	j := judge{compiler: c}
+	switch v := j.judge(st.where); {
+	case v.part:
+		return ""
+	case v.verdict == never:
+		return "never"
+	case v.verdict == always:
+		return "always"
+	}
+	return ""
+}
+
 // BothOrders runs a statement on a payload with WHERE first, if it allows that,
 // and with SELECT first, and answers how each ended.
 func BothOrders(sql string, payload []byte) (whereFirst bool, ends [2]string) {

@@ -43,12 +43,14 @@ func (c *compiler) foreach(st *statement) {
 		bound.writes = append(bound.writes, element)
 	}
 	if st.where != nil {
+		c.judgeCondition("WHERE", st.where)
 		c.where = c.condition(st.where)
 	}
 	if !c.each.asList && element.path != nil {
 		bound.writes = append(bound.writes, element)
 	}
 	if st.incase != nil {
+		c.judgeCondition("INCASE", st.incase)
 		c.each.incase = c.condition(st.incase)
 	}
 	if st.do == nil {

@@ -52,11 +52,11 @@ func TestHostileText(t *testing.T) {
 	const fits = 1<<20 - 100
 	fill := func(unit string) string { return strings.Repeat(unit, fits/len(unit)) }
 	tests := []struct{ name, text, want string }{
-		{"UTF-16, little-endian", "\xff\xfer\x00u\x00l\x00e\x00s\x00:\x00", "r.yaml:1:1: expected UTF-8, found UTF-16\n |hint: save the file as UTF-8"},
+		{"UTF-16, little-endian", "\xff\xfer\x00u\x00l\x00e\x00s\x00:\x00", "r.yaml:1:1: expected UTF-8, found UTF-16\n|[not-utf-8]|hint: save the file as UTF-8"},
 		{"UTF-16, big-endian", "\xfe\xff\x00r\x00u", "r.yaml:1:1: expected UTF-8, found UTF-16\n"},
 		{"Latin-1", "rules: []\n# caf\xe9\n", "r.yaml:2:6: expected UTF-8, found the byte 0xE9\n"},
 		{"cut within a character", "rules: []\n# caf\xc3", "r.yaml:2:6: expected UTF-8, found the byte 0xC3\n"},
-		{"NUL", "rules:\n- name: \x00\n", "r.yaml:2:9: expected text, found the control character U+0000\n"},
+		{"NUL", "rules:\n- name: \x00\n", "r.yaml:2:9: expected text, found the control character U+0000\n|[bad-character]"},
 		{"all NUL", fill("\x00"), "r.yaml:1:1: expected text, found the control character U+0000\n"},
 		{"escape sequences for a terminal", "rules: \x1b[2J", "r.yaml:1:8: expected text, found the control character U+001B\n"},
 		{"a second byte order mark", "\ufeff\ufeffrules: []", "r.yaml:1:1: expected text, found the control character U+FEFF\n"},
@@ -66,7 +66,7 @@ func TestHostileText(t *testing.T) {
 		{"a merged alias", "x: &x {name: a}\nrules:\n- <<: *x\n", "r.yaml:1:4: anchors and aliases are not allowed\n|r.yaml:3:7: anchors"},
 		{"an alias of nothing", "rules: *x", "r.yaml:1:1: yaml: unknown anchor 'x' referenced\n"},
 		{"doubled keys", "rules: []\nrules: []\n", `r.yaml:2:1: doubled key "rules" in a rule file` + "\n|hint: it is already on line 1\n"},
-		{"doubled keys without end", fill("rules: []\n"), `r.yaml:2:1: doubled key "rules" in a rule file` + "\n|r.yaml:202:1: too many problems: 104646 more\nhint: mend those that are shown first"},
+		{"doubled keys without end", fill("rules: []\n"), `r.yaml:2:1: doubled key "rules" in a rule file` + "\n|r.yaml:202:1: too many problems: 104646 more\nhint: mend those that are shown first\n|[too-many-problems]"},
 		{"tabs", "rules:\n\t- name: a\n", "r.yaml:2:2: yaml: found character that cannot start any token\n|hint: indent with spaces, not tabs\n"},
 		{"a key of many", "? [rules]\n: []\n", "r.yaml:1:3: a key must be text, found a list\n"},
 		{"no mapping", "just text", `r.yaml:1:1: a rule file must be a mapping of keys, found "just text"`},
@@ -97,6 +97,9 @@ func TestHostileText(t *testing.T) {
 				t.Errorf("set %v, %d problems", set, len(problems))
 			}
 			text := printed(t, problems)
+			for _, p := range problems {
+				text += "[" + p.Name + "]"
+			}
 			for want := range strings.SplitSeq(tt.want, "|") {
 				if !strings.Contains(text, strings.TrimSpace(want)) {
 					t.Errorf("problems\n%.500s\nwant %q", text, want)
@@ -197,6 +200,11 @@ hint: split it; a data file does not belong here
 	if got := printed(t, problems); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
+	for i, name := range map[int]string{0: "unreadable-file", 1: "unreadable-file", 9: "folder-loop", 10: "file-too-large"} {
+		if problems[i].Name != name {
+			t.Errorf("%s is a problem of %s, want %s", problems[i].Message, problems[i].Name, name)
+		}
+	}
 }
 
 // TestUnreadable: a file or folder that the broker's user may not read. For root nothing is; there the same is shown by the error of
@@ -277,7 +285,8 @@ func TestSetTooLarge(t *testing.T) {
 		{3, 5 << 19, "rules.d/3.yaml: this file is one more than the 3 that a set has at most\nhint: is this the folder of the rules?\n"},
 		{5, 1 << 20, "rules.d/2.yaml: with this file the set is larger than the 1MiB that one has at most\nhint: is this the folder of the rules?\n"},
 	} {
-		if got := printed(t, rules.ReadLimited("rules.d", tt.files, tt.bytes)); got != tt.want {
+		problems := rules.ReadLimited("rules.d", tt.files, tt.bytes)
+		if got := printed(t, problems); got != tt.want || tt.want != "" && problems[0].Name != "too-many-files" {
 			t.Errorf("%d files, %d bytes: got\n%s\nwant\n%s", tt.files, tt.bytes, got, tt.want)
 		}
 	}

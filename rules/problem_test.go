@@ -4,6 +4,8 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -82,5 +84,50 @@ func writeFile(t testing.TB, path, text string) {
 	}
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestEveryProblemIsShown: each problem of the code comes about in an archive, or is asked for by its name in a test.
+func TestEveryProblemIsShown(t *testing.T) {
+	shown := map[string]bool{}
+	archives, err := filepath.Glob("testdata/problems/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range append(archives, "../testdata/script/test.txtar") {
+		archive, err := txtar.ParseFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		for _, f := range archive.Files {
+			writeFile(t, filepath.Join(dir, f.Name), string(f.Data))
+		}
+		_, problems := rules.Load([]string{filepath.Join(dir, "rules.d")}, rules.LoadOptions{})
+		_, ofTests := rules.LoadTests([]string{filepath.Join(dir, "bad.d")}, rules.LoadOptions{})
+		for _, p := range append(problems, ofTests...) {
+			shown[p.Name] = true
+		}
+	}
+	tests, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	scripts, err := filepath.Glob("../testdata/script/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var source strings.Builder
+	for _, path := range slices.Concat(tests, scripts) {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		source.Write(text)
+	}
+	for _, name := range problemNames(t) {
+		if !shown[name] && !regexp.MustCompile(`[^a-z-]`+name+`[^a-z-]`).MatchString(source.String()) {
+			t.Errorf("no test shows %s", name)
+		}
 	}
 }

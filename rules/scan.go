@@ -162,7 +162,13 @@ func (s *scanner) quoted(q byte) token {
 	if q == '"' {
 		kind = tokenQuoted
 	}
-	text := strings.Trim(strings.Trim(s.text[start+1:s.at-1], "'"), `"`)
+	inner := s.text[start+1 : s.at-1]
+	text := strings.Trim(strings.Trim(inner, "'"), `"`)
+	if text != inner {
+		s.report(diagnostic{span: span{start, s.at}, severity: Warning, name: "quotes-at-ends",
+			message: fmt.Sprintf("what stands between quotes loses the quotes at its ends: this is %s", quote(text)),
+			hint:    `unescape('\x22') is a double quote, unescape('\x27') a single one`})
+	}
 	return token{kind: kind, span: span{start, s.at}, text: text}
 }
 
