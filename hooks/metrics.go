@@ -23,6 +23,7 @@ type metrics struct {
 	commitWait     prometheus.Histogram
 	panics         *prometheus.CounterVec
 	events         *eventMetrics
+	wills          map[reason]prometheus.Counter
 	refusedWaiting prometheus.Gauge
 	refusedClosed  prometheus.Counter
 }
@@ -36,6 +37,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 				"new (it sent none), malformed (it sent one that could not be read).",
 		}, []string{"rule", "trace"}),
 		events:       newEventMetrics(auto),
+		wills:        make(map[reason]prometheus.Counter),
 		refusals:     make(map[reason]prometheus.Counter),
 		drops:        make(map[reason]prometheus.Counter),
 		malformed:    make(map[tracectx.Reason]prometheus.Counter),
@@ -68,11 +70,16 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		Name: "throughline_publishes_refused_total",
 		Help: "Publishes of QoS 1 and 2 that were not accepted, by reason.",
 	}, []string{"reason"})
+	wills := auto.NewCounterVec(prometheus.CounterOpts{
+		Name: "throughline_wills_dropped_total",
+		Help: "Wills that a rule matched and whose deliveries were lost, by reason. Their subscribers got them.",
+	}, []string{"reason"})
 	drops := auto.NewCounterVec(prometheus.CounterOpts{
 		Name: "throughline_publishes_dropped_total",
 		Help: "Publishes of QoS 0 that were not accepted, by reason: nobody is told.",
 	}, []string{"reason"})
 	for _, why := range reasons {
+		m.wills[why] = wills.WithLabelValues(string(why))
 		m.refusals[why] = refusals.WithLabelValues(string(why))
 		if why != commitFailed { // which nothing of QoS 0 waits for
 			m.drops[why] = drops.WithLabelValues(string(why))

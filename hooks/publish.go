@@ -41,7 +41,7 @@ const layer = tracectx.LayerRPCFramework
 // TestOnPublishOutcomes: nil acknowledges; a packets.Code by itself answers an MQTT 5 QoS 1 publish
 // with that code; ErrRejectPacket drops the publish without an answer.
 //
-// Wills don't come here, nor do $SYS topics, which mochi lets nobody publish to.
+// Wills don't come here (see publishWill), nor do $SYS topics, which mochi lets nobody publish to.
 func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -63,15 +63,7 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, 
 	if why != "" {
 		return pk, p.refuse(why, cause)
 	}
-	from := origin{client: true, message: p.matched}
-	if from.message == nil && h.wantsOrigin() {
-		from.message = h.messageOf(cl, &pk, p.received)
-	}
-	pause, taken := h.deliverFrom(from, cl.ID, &pk, p.received)
-	if !taken && from.message != nil {
-		h.noSubscribers(cl, from.message, p.parent)
-	}
-	pause = max(pause, h.republishAll(cl, &p.chain))
+	pause := p.give(&pk)
 	if c := connectionOf(cl); c != nil {
 		c.pause = pause
 	}
@@ -79,7 +71,21 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, 
 	return pk, nil
 }
 
-// publish is one PUBLISH packet on its way through the rules. It doesn't hold the packet, which
+// give hands the publish, and what it has had rules publish, to subscribers. The result is how long the publisher should wait for
+// them to keep up.
+func (p *publish) give(pk *packets.Packet) (pause time.Duration) {
+	from := origin{client: true, message: p.matched}
+	if from.message == nil && p.h.wantsOrigin() {
+		from.message = p.h.messageOf(p.cl, pk, p.received)
+	}
+	pause, taken := p.h.deliverFrom(from, p.cl.ID, pk, p.received)
+	if !taken && from.message != nil {
+		p.h.noSubscribers(p.cl, from.message, p.parent)
+	}
+	return max(pause, p.h.republishAll(p.cl, &p.chain))
+}
+
+// publish is one PUBLISH packet, or a will, on its way through the rules. It doesn't hold the packet, which
 // would have to be allocated then for every publish, matching or not.
 type publish struct {
 	h        *hook
@@ -87,6 +93,7 @@ type publish struct {
 	topic    string
 	qos      byte
 	received time.Time
+	will     bool // nobody waits for an acknowledgement
 
 	parent  tracectx.Context
 	outcome tracectx.Outcome
@@ -114,7 +121,7 @@ func (p *publish) refuse(why reason, cause error) error {
 	return answer
 }
 
-// accept stores what the publish owes; a reason if it must not be acknowledged.
+// accept stores what the publish owes; a reason if that can't be, and it must not be acknowledged.
 func (p *publish) accept(pk *packets.Packet) (reason, error) {
 	var candidates []*rules.Rule
 	set := p.h.o.Rules()
@@ -160,7 +167,15 @@ func (p *publish) accept(pk *packets.Packet) (reason, error) {
 		p.entry.Error("refused: " + err.Error())
 		return why, err
 	}
-	if p.qos > 0 {
+	switch {
+	case p.will:
+		h, cl := p.h, p.cl // p would have to be allocated else
+		commit.Watch(func(err error) {
+			if err != nil {
+				h.lostWill(cl, commitFailed, err)
+			}
+		})
+	case p.qos > 0:
 		p.h.hold(p.cl, pk, commit)
 	}
 	return "", nil
@@ -223,6 +238,9 @@ func (p *publish) start(candidates []*rules.Rule) {
 	}
 	p.entry.Tag("mqtt.clientid", p.cl.ID)
 	p.entry.Tag("mqtt.qos", strconv.Itoa(int(p.qos)))
+	if p.will {
+		p.entry.Tag("mqtt.will", "true")
+	}
 }
 
 // end reports the publish's spans, if there is anything to tell of it: a match, or a trace that
