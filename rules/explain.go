@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -72,10 +73,16 @@ type ElementExplanation struct {
 // RequestExplanation is one request that the broker would make.
 type RequestExplanation struct {
 	Destination string `json:"destination"`
+	Method      string `json:"method"`
+	URL         string `json:"url"`
 	ID          string `json:"id,omitempty"`   // "": made up when it is stored
 	Lane        string `json:"lane,omitempty"` // the key of its lane
 	Ordered     bool   `json:"ordered"`        // false: it has no lane
-	Body        string `json:"body"`
+	// Headers are those that the rule has made, secrets not shown; LeftOut those whose
+	// values HTTP can't carry.
+	Headers []RenderedHeader `json:"headers,omitempty"`
+	LeftOut []string         `json:"headers_left_out,omitempty"`
+	Body    string           `json:"body,omitempty"` // without the trace context; "" where the method sends none
 }
 
 // RepublishExplanation is one message that a rule would publish, and what it leads to.
@@ -159,7 +166,7 @@ func (s *Set) explain(x explained) Explanation {
 	chain := set.run(cands, x.of, x.payload, nil)
 	answer := Explanation{PayloadProblem: payloadProblem(x.payload)}
 	for i := range w.runs {
-		w.runs[i].owe(&chain)
+		w.runs[i].owe(set, &chain)
 		if on := w.runs[i].on; on < 0 {
 			answer.Rules = append(answer.Rules, w.runs[i].RuleExplanation)
 		}
@@ -284,7 +291,7 @@ func payloadProblem(payload []byte) string {
 }
 
 // owe adds what the run's rule owes, and why it didn't get further than it did.
-func (r *watchedRun) owe(c *Chain) {
+func (r *watchedRun) owe(s *Set, c *Chain) {
 	for i, m := range c.Matches {
 		if m.Rule != r.rule || m.On != r.on {
 			continue
@@ -295,7 +302,7 @@ func (r *watchedRun) owe(c *Chain) {
 			}
 		}
 		for _, d := range m.Deliveries {
-			r.Requests = append(r.Requests, RequestExplanation{Destination: d.Destination, ID: d.ID, Lane: d.Lane, Ordered: d.Ordered, Body: string(d.Body)})
+			r.Requests = append(r.Requests, explainRequest(s.destination(d.Destination), &d))
 		}
 	}
 	for _, f := range c.Refused {
@@ -303,4 +310,21 @@ func (r *watchedRun) owe(c *Chain) {
 			r.NotRepublished = append(r.NotRepublished, f.Text)
 		}
 	}
+}
+
+func explainRequest(to *Destination, d *Delivery) RequestExplanation {
+	x := RequestExplanation{Destination: d.Destination, Method: to.Method, ID: d.ID, Lane: d.Lane, Ordered: d.Ordered, LeftOut: d.LeftOut}
+	if u, err := url.Parse(to.URL); err == nil {
+		x.URL = u.Scheme + "://" + u.Host + requestPath(to, d)
+		if query := requestQuery(to, d); query != "" {
+			x.URL += "?" + query
+		}
+	}
+	for _, h := range d.Headers {
+		x.Headers = append(x.Headers, RenderedHeader{h.Name, strings.ReplaceAll(h.Value, "\x00", redacted)})
+	}
+	if !to.bodiless() {
+		x.Body = string(d.Body)
+	}
+	return x
 }

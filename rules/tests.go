@@ -44,13 +44,12 @@ type Test struct {
 type expectation struct {
 	line, col int
 	rule      string
-	http      string
-	body      *yaml.Node // nil: not compared
-	wanted    value      // of body
+	http      string // the destination
+	republish bool   // a message is expected, not a request
 	compared  []comparedField
 }
 
-// comparedField is a further key of an expectation.
+// comparedField is a further key of an expectation: what is not given is not compared.
 type comparedField struct {
 	name   string
 	wanted value
@@ -322,12 +321,20 @@ func (f *testFile) userProperty(m *Message, name string, n *yaml.Node) {
 
 func (f *testFile) expectation(t *Test, n *yaml.Node) {
 	x := expectation{line: n.Line, col: n.Column}
-	var rule, http *yaml.Node
+	var rule, http, republish, request *yaml.Node
+	compare := func(key *yaml.Node, v value) { x.compared = append(x.compared, comparedField{key.Value, v}) }
+	ofRequest := func(name string, read func(key, n *yaml.Node)) field {
+		return field{name, func(key, n *yaml.Node) {
+			request = key
+			read(key, n)
+		}}
+	}
 	text := func(key, n *yaml.Node) {
 		if text, ok := f.text(n, key.Value); ok {
-			x.compared = append(x.compared, comparedField{key.Value, str(text)})
+			compare(key, str(text))
 		}
 	}
+	anything := func(key, n *yaml.Node) { compare(key, f.value(n, 0)) }
 	ok := f.fields(n, "an expectation",
 		field{"rule", func(_, n *yaml.Node) {
 			rule = n
@@ -337,17 +344,42 @@ func (f *testFile) expectation(t *Test, n *yaml.Node) {
 			http = n
 			x.http, _ = f.text(n, "http")
 		}},
-		field{"body", func(_, n *yaml.Node) {
-			x.body = n
-			x.wanted = f.value(n, 0)
-		}},
-		field{"id", text},
-		field{"lane", func(key, n *yaml.Node) {
+		ofRequest("body", anything),
+		ofRequest("id", text),
+		ofRequest("lane", func(key, n *yaml.Node) {
 			if n.Kind == yaml.ScalarNode && n.Tag == "!!bool" && strings.EqualFold(n.Value, "false") {
-				x.compared = append(x.compared, comparedField{"lane", boolean(false)})
+				compare(key, boolean(false))
 				return
 			}
 			text(key, n)
+		}),
+		ofRequest("method", text),
+		ofRequest("path", text),
+		ofRequest("query", func(key, n *yaml.Node) {
+			if n.Kind == yaml.MappingNode {
+				f.texts(key, n, compare)
+				return
+			}
+			text(key, n)
+		}),
+		ofRequest("headers", func(key, n *yaml.Node) { f.texts(key, n, compare) }),
+		field{"republish", func(key, n *yaml.Node) {
+			republish, x.republish = key, true
+			f.fields(n, "republish",
+				field{"topic", text},
+				field{"payload", anything},
+				field{"qos", func(key, n *yaml.Node) {
+					var qos byte
+					f.small(n, "qos", 2, &qos)
+					compare(key, integer(int64(qos)))
+				}},
+				field{"retain", func(key, n *yaml.Node) {
+					var retain bool
+					f.bool(n, "retain", &retain)
+					compare(key, boolean(retain))
+				}},
+				field{"user_properties", func(key, n *yaml.Node) { f.texts(key, n, compare) }},
+			)
 		}},
 	)
 	if !ok {
@@ -356,15 +388,29 @@ func (f *testFile) expectation(t *Test, n *yaml.Node) {
 	if rule == nil {
 		f.fail(n, "missing-key", "", "an expectation needs %s", quote("rule"))
 	}
-	if http == nil {
-		f.fail(n, "missing-key", "", "an expectation needs %s", quote("http"))
+	switch {
+	case http == nil && republish == nil:
+		f.fail(n, "missing-key", "", "an expectation needs %s or %s", quote("http"), quote("republish"))
+	case republish != nil && (http != nil || request != nil):
+		f.fail(republish, "several-inputs", "make it two expectations", "an expectation is about a request or about a message that is republished")
 	}
-	f.resolve(&x, rule, http)
+	f.resolve(&x, rule, http, republish)
 	t.expect = append(t.expect, x)
 }
 
+// texts reads a mapping of texts.
+func (f *testFile) texts(key, n *yaml.Node, compare func(*yaml.Node, value)) {
+	o := &object{}
+	f.mapping(n, key.Value, func(name, n *yaml.Node) {
+		if text, ok := f.text(n, name.Value); ok {
+			o.set(name.Value, str(text))
+		}
+	})
+	compare(key, objectOf(o))
+}
+
 // resolve looks up what the expectation names: what can never be sent is a mistake.
-func (f *testFile) resolve(x *expectation, rule, http *yaml.Node) {
+func (f *testFile) resolve(x *expectation, rule, http, republish *yaml.Node) {
 	if f.set == nil || x.rule == "" {
 		return
 	}
@@ -377,6 +423,9 @@ func (f *testFile) resolve(x *expectation, rule, http *yaml.Node) {
 		f.fail(rule, "unknown-rule", didYouMean(x.rule, names), "unknown rule %s", quote(x.rule))
 		return
 	}
+	if x.republish && len(r.republishes) == 0 {
+		f.fail(republish, "unknown-destination", "", "rule %s republishes nothing", quote(x.rule))
+	}
 	if x.http == "" {
 		return
 	}
@@ -387,6 +436,6 @@ func (f *testFile) resolve(x *expectation, rule, http *yaml.Node) {
 	if !sends[x.http] {
 		to := slices.Sorted(maps.Keys(sends))
 		hint := didYouMean(x.http, to)
-		f.fail(http, "unknown-destination", cmp.Or(hint, "it sends to "+strings.Join(to, ", ")), "rule %s does not send to destination %s", quote(x.rule), quote(x.http))
+		f.fail(http, "unknown-destination", cmp.Or(hint, "it sends to "+cmp.Or(strings.Join(to, ", "), "none")), "rule %s does not send to destination %s", quote(x.rule), quote(x.http))
 	}
 }

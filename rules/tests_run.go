@@ -2,6 +2,8 @@ package rules
 
 import (
 	"fmt"
+	"maps"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -45,10 +47,16 @@ func (t *Tests) Run(test *Test) []TestFailure {
 		set = t.set.at(now)
 	}
 	of, payload := test.input(now())
+	chain := set.run(test.cands(set), of, payload, nil)
 	var found []sent
-	for _, m := range set.run(test.cands(set), of, payload, nil).Matches {
+	for i, m := range chain.Matches {
 		for _, d := range m.Deliveries {
-			found = append(found, sent{m.Rule, d, set.traceBody(d.Destination)})
+			found = append(found, sent{rule: m.Rule, Delivery: d, to: set.destination(d.Destination)})
+		}
+		for _, p := range chain.Published {
+			if p.By == i {
+				found = append(found, sent{rule: m.Rule, message: p.Message})
+			}
 		}
 	}
 	failures := test.compare(found)
@@ -103,13 +111,13 @@ func (s *Set) at(now func() time.Time) *Set {
 	return c
 }
 
-func (s *Set) traceBody(destination string) TraceBody {
+func (s *Set) destination(name string) *Destination {
 	for i := range s.destinations {
-		if s.destinations[i].Name == destination {
-			return s.destinations[i].TraceBody
+		if s.destinations[i].Name == name {
+			return &s.destinations[i]
 		}
 	}
-	return TraceBody{}
+	return &Destination{Name: name}
 }
 
 // input is what the test runs on, at a time.
@@ -138,14 +146,38 @@ func (t *Test) input(now time.Time) (row, []byte) {
 	return t.origin, nil
 }
 
-// sent is one delivery that the rules made.
+// sent is one delivery that the rules made, or a message that one republished.
 type sent struct {
 	rule *Rule
 	Delivery
-	trace TraceBody
+	to      *Destination
+	message *Message // nil: it is a delivery
 }
 
-func (s *sent) is(x *expectation) bool { return s.rule.Name == x.rule && s.Destination == x.http }
+func (s *sent) is(x *expectation) bool {
+	return s.rule.Name == x.rule && s.Destination == x.http && (s.message != nil) == x.republish
+}
+
+func (s *sent) describe() string {
+	return describeSent(s.rule.Name, s.Destination, s.message != nil)
+}
+
+func (x *expectation) describe() string { return describeSent(x.rule, x.http, x.republish) }
+
+func describeSent(rule, destination string, republish bool) string {
+	if republish {
+		return "a message republished by rule " + quote(rule)
+	}
+	return fmt.Sprintf("a request of rule %s to %s", quote(rule), quote(destination))
+}
+
+// shown is what was sent as far as it helps to know what it is.
+func (s *sent) shown() []Difference {
+	if s.message != nil {
+		return []Difference{{"topic", nothing, string(appendString(nil, s.message.Topic))}, {"payload", nothing, shownBody(s.message.Payload)}}
+	}
+	return []Difference{{"body", nothing, shownBody(s.Body)}}
+}
 
 // compare pairs what was expected with what was found, in order, and answers what
 // is left over or differs.
@@ -163,7 +195,7 @@ func (t *Test) compare(found []sent) []TestFailure {
 		}
 		paired[j] = true
 		if d := x.differences(&found[j]); len(d) > 0 {
-			fail(x.line, x.col, d, "%s is not as expected", describeSent(x.rule, x.http))
+			fail(x.line, x.col, d, "%s is not as expected", x.describe())
 		}
 	}
 	for i, x := range t.expect {
@@ -173,23 +205,19 @@ func (t *Test) compare(found []sent) []TestFailure {
 		j := slices.IndexFunc(found, func(s sent) bool { return s.is(&x) && len(x.differences(&s)) == 0 })
 		if j >= 0 && !paired[j] {
 			paired[j] = true
-			fail(x.line, x.col, nil, "%s comes as number %d, expected as number %d", describeSent(x.rule, x.http), j+1, i+1)
+			fail(x.line, x.col, nil, "%s comes as number %d, expected as number %d", x.describe(), j+1, i+1)
 			continue
 		}
-		fail(x.line, x.col, nil, "%s was expected, and not sent", describeSent(x.rule, x.http))
+		fail(x.line, x.col, nil, "%s was expected, and not sent", x.describe())
 		failures[len(failures)-1].missing = x.rule
 	}
 	for j, s := range found {
 		if !paired[j] {
-			fail(t.Line, t.Col, []Difference{{"body", nothing, shownBody(s.Body)}}, "%s was not expected", describeSent(s.rule.Name, s.Destination))
+			fail(t.Line, t.Col, s.shown(), "%s was not expected", s.describe())
 		}
 	}
 	slices.SortStableFunc(failures, func(a, b TestFailure) int { return a.Line - b.Line })
 	return failures
-}
-
-func describeSent(rule, destination string) string {
-	return fmt.Sprintf("a request of rule %s to %s", quote(rule), quote(destination))
 }
 
 // pair answers for each expectation the place of the delivery that it is about, or
@@ -246,49 +274,140 @@ const nothing = "nothing"
 // differences are those between what was expected and what was sent.
 func (x *expectation) differences(s *sent) []Difference {
 	var d differences
-	if x.body != nil {
-		d.body(x.wanted, s)
-	}
 	for _, c := range x.compared {
-		found := value{}
 		switch c.name {
-		case "id":
-			found = optional(s.ID)
-		case "lane":
-			found = boolean(false)
-			if s.Ordered {
-				found = str(s.Lane)
+		case "body":
+			if s.to.bodiless() {
+				d.compare("body", c.wanted, value{})
+				continue
 			}
+			d.body("body", c.wanted, s.Body, s.to.TraceBody)
+		case "payload":
+			d.body("payload", c.wanted, s.message.Payload, TraceBody{})
+		case "query":
+			query := s.query()
+			if c.wanted.kind == kindObject {
+				d.compare("query", c.wanted, parameters(query))
+			} else {
+				d.compare("query", c.wanted, str(query))
+			}
+		case "headers":
+			for _, m := range c.wanted.object().members {
+				d.compare("headers"+memberPath(m.key), m.val, s.header(m.key))
+			}
+		default:
+			d.compare(c.name, c.wanted, s.field(c.name))
 		}
-		d.compare(c.name, c.wanted, found)
 	}
 	return d
 }
 
+// field is what was sent for a plain key of an expectation.
+func (s *sent) field(name string) value {
+	switch name {
+	case "id":
+		return optional(s.ID)
+	case "lane":
+		if s.Ordered {
+			return str(s.Lane)
+		}
+		return boolean(false)
+	case "method":
+		return str(s.to.Method)
+	case "path":
+		return str(s.path())
+	case "topic":
+		return str(s.message.Topic)
+	case "qos":
+		return integer(int64(s.message.QoS))
+	case "retain":
+		return boolean(s.message.Retain)
+	case "user_properties":
+		return s.message.properties().lookup("User-Property")
+	}
+	return value{}
+}
+
+// path is the whole path of the request, escaped, as the bridge joins it.
+func (s *sent) path() string { return requestPath(s.to, &s.Delivery) }
+
+func (s *sent) query() string { return requestQuery(s.to, &s.Delivery) }
+
+// header is the first of that name, if the rule has made it: what a destination sends
+// with every request is not, nor is what stands for a secret shown.
+func (s *sent) header(name string) value {
+	for _, h := range s.Headers {
+		if strings.EqualFold(h.Name, name) {
+			return str(strings.ReplaceAll(h.Value, "\x00", redacted))
+		}
+	}
+	return value{}
+}
+
+// requestPath is the path of a delivery's request, escaped: that of the
+// destination, and what the row adds to it.
+func requestPath(to *Destination, d *Delivery) string {
+	path := "/"
+	if u, err := url.Parse(to.URL); err == nil && u.EscapedPath() != "" {
+		path = u.EscapedPath()
+	}
+	if d.Path != "" {
+		path = strings.TrimRight(path, "/") + d.Path
+	}
+	return path
+}
+
+// requestQuery is the query of a delivery's request, escaped.
+func requestQuery(to *Destination, d *Delivery) string {
+	query := ""
+	if u, err := url.Parse(to.URL); err == nil {
+		query = u.RawQuery
+	}
+	return joinQuery(query, d.Query)
+}
+
+// parameters is a query as a map; one that stands there several times is a list.
+func parameters(query string) value {
+	all, _ := url.ParseQuery(query) // what it can't read is left out, and missed then
+	o := &object{}
+	for _, key := range slices.Sorted(maps.Keys(all)) {
+		if of := all[key]; len(of) == 1 {
+			o.set(key, str(of[0]))
+			continue
+		}
+		var elems []value
+		for _, text := range all[key] {
+			elems = append(elems, str(text))
+		}
+		o.set(key, listOf(elems))
+	}
+	return objectOf(o)
+}
+
 type differences []Difference
 
-// body compares a body. One that is wanted as text is compared as text, unless it is
-// a JSON string; the trace context's fields are the broker's, whatever the rule has
-// there.
-func (d *differences) body(wanted value, s *sent) {
-	found, isJSON := decodeJSON(string(s.Body))
+// body compares a body or payload. One that is wanted as text is compared as text,
+// unless it is a JSON string; the trace context's fields are the broker's, whatever the
+// rule has there.
+func (d *differences) body(name string, wanted value, text []byte, trace TraceBody) {
+	found, isJSON := decodeJSON(string(text))
 	if wanted.kind == kindString && !(isJSON && found.kind == kindString) {
-		if string(s.Body) != wanted.s {
-			*d = append(*d, Difference{"body", string(appendString(nil, wanted.s)), string(appendString(nil, string(s.Body)))})
+		if string(text) != wanted.s {
+			*d = append(*d, Difference{name, string(appendString(nil, wanted.s)), string(appendString(nil, string(text)))})
 		}
 		return
 	}
 	if !isJSON {
-		*d = append(*d, Difference{"body", string(appendJSON(nil, wanted)), shownBody(s.Body)})
+		*d = append(*d, Difference{name, string(appendJSON(nil, wanted)), shownBody(text)})
 		return
 	}
-	for _, path := range []string{s.trace.SW8, s.trace.Correlation} {
+	for _, path := range []string{trace.SW8, trace.Correlation} {
 		if path != "" {
 			keys := strings.Split(path, ".")
 			wanted, found = without(wanted, keys), without(found, keys)
 		}
 	}
-	d.compare("body", wanted, found)
+	d.compare(name, wanted, found)
 }
 
 // shownBody is a body as messages show it: what is no JSON is quoted.

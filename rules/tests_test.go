@@ -14,10 +14,14 @@ const testedRules = `
 destinations:
   center: {url: "http://127.0.0.1/", trace: {body: {sw8: trace.sw8, sw8-correlation: trace.correlation}}}
   audit: {url: "http://127.0.0.1/", ordered: false}
+  vehicles: {url: "http://127.0.0.1/api?v=1", method: GET, path: "/v/${vin}", query: {n: "${n}", s: "a b"}, headers: {X-Vin: "vin ${vin}", X-Key: "${vin} ${env:KEY}"}, trace: {body: {}}}
 rules:
   - {name: row, sql: 'SELECT * FROM "row"', actions: [{http: center}]}
   - {name: picked, sql: 'SELECT payload.a AS a, payload.trace AS trace FROM "picked"', actions: [{http: center}]}
   - {name: rows, sql: 'FOREACH payload.l AS e DO e AS e FROM "rows"', actions: [{http: center}, {http: audit, body: "${e}"}]}
+  - {name: asks, sql: 'SELECT payload.vin AS vin, payload.n AS n FROM "asks"', actions: [{http: vehicles}]}
+  - {name: forwards, sql: 'FOREACH payload.l AS e DO e AS e FROM "forwards"', actions: [{republish: {topic: "to/${e}", qos: 1, payload: {e: "${e}"}, user_properties: {p: "${e}"}}}, {http: audit}]}
+  - {name: second, sql: 'SELECT payload.e AS e FROM "to/+" WHERE payload.e > 1', actions: [{republish: {topic: third, payload_template: "e=${e}", retain: true}}]}
   - {name: event, sql: 'SELECT * FROM "$events/#"', actions: [{http: center}]}
 `
 
@@ -53,7 +57,25 @@ func TestTests(t *testing.T) {
 			`a request of rule "rows" to "center" was not expected; body: nothing, {"e":2}; a request of rule "rows" to "center" was not expected; body: nothing, {"e":3}`},
 		{"another order", `publish: {topic: rows, payload: {l: [1]}}`, `[{rule: rows, http: audit}, {rule: rows, http: center}]`,
 			`a request of rule "rows" to "center" comes as number 1, expected as number 2`},
-		{"too few", `publish: {topic: nowhere}`, `[{rule: row, http: center}]`, `a request of rule "row" to "center" was expected, and not sent`},
+		{"too few", `publish: {topic: nowhere}`, `[{rule: row, http: center}]`, `a request of rule "row" to "center" was expected, and not sent (FROM does not select topic "nowhere": "row" wants "row" as level 1, found "nowhere")`},
+		{"every part of a request", `publish: {topic: asks, payload: {vin: a/b, n: 1}}`,
+			`[{rule: asks, http: vehicles, method: GET, path: /api/v/a%2Fb, query: {v: 1, n: 1, s: a b}, headers: {x-vin: vin a/b, X-Key: "a/b [redacted]"}}]`, ""},
+		{"no part of a request", `publish: {topic: asks, payload: {vin: V7}}`,
+			`[{rule: asks, http: vehicles, method: POST, path: /api/v, query: {v: 1, n: 1}, headers: {X-Site: x}, body: {vin: V7}}]`,
+			`method: "POST", "GET"; path: "/api/v", "/api/v/V7"; query.n: "1", nothing; query.s: nothing, "a b"; headers.X-Site: "x", nothing; body: {"vin":"V7"}, nothing`},
+		{"a query as it is sent", `publish: {topic: asks, payload: {vin: V7, n: 1}}`, `[{rule: asks, http: vehicles, query: "v=1&s=a+b&n=1"}]`, ""},
+		{"what is republished, and where it leads", `publish: {topic: forwards, payload: {l: [1, 2]}}`,
+			`[{rule: forwards, http: audit}, {rule: forwards, http: audit, body: {e: 2}}, {rule: forwards, republish: {topic: to/1, qos: 1, retain: false, payload: {e: 1.0}, user_properties: {p: 1}}},
+        {rule: forwards, republish: {}}, {rule: second, republish: {topic: third, qos: 0, payload: e=2, retain: true}}]`, ""},
+		{"another message", `publish: {topic: to/x, payload: {e: 2}}`, `[{rule: second, republish: {topic: fourth, qos: 2, payload: {e: 2}, retain: false}}]`,
+			`topic: "fourth", "third"; qos: 2, 0; payload: {"e":2}, "e=2"; retain: false, true`},
+		{"a message too many", `publish: {topic: to/x, payload: {e: 2}}`, `[]`,
+			`a message republished by rule "second" was not expected; topic: nothing, "third"; payload: nothing, "e=2"`},
+		{"a message too few", `publish: {topic: to/x, payload: {e: 1}}`, `[{rule: second, republish: {topic: third}}]`,
+			`a message republished by rule "second" was expected, and not sent (payload.e > 1 is false (payload.e = 1))`},
+		{"a reason at the end of a chain", `publish: {topic: forwards, payload: {l: [1]}}`,
+			`[{rule: forwards, http: audit}, {rule: forwards, republish: {}}, {rule: second, republish: {}}]`,
+			`a message republished by rule "second" was expected, and not sent (payload.e > 1 is false (payload.e = 1))`},
 		{"connected", `event: {event: $events/client_connected, clientid: c, username: u, peername: "h:1", sockname: s, proto_name: MQIsdp, proto_ver: 3, keepalive: 65535, clean_start: true,
       expiry_interval: 7, conn_props: {Receive-Maximum: 5, User-Property: {a: b}}, connected_at: 3, timestamp: 4, node: o}`,
 			`[{rule: event, http: center, lane: c, body: {clientid: c, username: u, peername: "h:1", sockname: s, proto_name: MQIsdp, proto_ver: 3, keepalive: 65535, clean_start: true, expiry_interval: 7,
@@ -77,7 +99,7 @@ func TestTests(t *testing.T) {
 			var got []string
 			for _, f := range failures {
 				if !strings.HasSuffix(f.Message, "is not as expected") {
-					got = append(got, f.Message)
+					got = append(got, f.Message+reason(f.Reason))
 				}
 				for _, d := range f.Differences {
 					got = append(got, fmt.Sprintf("%s: %s, %s", d.Path, d.Wanted, d.Found))
@@ -88,6 +110,13 @@ func TestTests(t *testing.T) {
 			}
 		})
 	}
+}
+
+func reason(text string) string {
+	if text == "" {
+		return ""
+	}
+	return " (" + text + ")"
 }
 
 // FuzzTests: any test file is read or refused, with positions inside it, and what it

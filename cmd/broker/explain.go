@@ -202,7 +202,16 @@ func (p *explainer) rule(r *rules.RuleExplanation, indent string) {
 			lane = "lane " + printable(q.Lane)
 		}
 		line("request to %s, %s, %s", q.Destination, id, lane)
-		line("  %s", shortened(q.Body))
+		line("  %s %s", q.Method, shortened(q.URL))
+		for _, h := range q.Headers {
+			line("  %s: %s", h.Name, shortened(h.Value))
+		}
+		for _, name := range q.LeftOut {
+			line("  %s: left out, HTTP can't carry its value", name)
+		}
+		if q.Body != "" {
+			line("  %s", shortened(q.Body))
+		}
 	}
 	for _, why := range r.NotRepublished {
 		line("not republished: %s", printable(why))
