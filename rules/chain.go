@@ -91,7 +91,7 @@ type chain struct {
 	origin row
 	newID  func() string
 	room   int    // for rows
-	bytes  int    // of what is published
+	bytes  int    // of the messages that were made, published or not
 	lost   uint64 // messages that the rule at hand could not publish
 	watch  *watch // nil: nobody watches
 }
@@ -207,19 +207,23 @@ func (c *chain) republish(r *Rule) {
 			c.refuse(r, NotRepublished, wrong)
 			continue
 		}
-		c.bytes += m.size()
 		c.publisher(m)
 		c.Published = append(c.Published, Published{Message: m, By: len(c.Matches)})
 	}
 }
 
 // message makes a message for which there is room; wrong says why there is none.
+// After one that was too much none is made: a thousand of 8 MiB each would take
+// minutes to be thrown away.
 func (c *chain) message(r *republish) (m *Message, wrong string) {
-	if len(c.Published) == maxPublished {
+	switch {
+	case len(c.Published) == maxPublished:
 		return nil, tooManyMessages
+	case c.bytes > maxPublishedBytes:
+		return nil, tooManyBytes
 	}
-	m, wrong = r.message(c.env)
-	if wrong == "" && c.bytes+m.size() > maxPublishedBytes {
+	m, size, wrong := r.message(c.env)
+	if c.bytes += size; wrong == "" && c.bytes > maxPublishedBytes {
 		return nil, tooManyBytes
 	}
 	return m, wrong

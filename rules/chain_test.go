@@ -280,6 +280,39 @@ func TestChainIsBounded(t *testing.T) {
 	})
 }
 
+// TestNothingIsMadeBeyondTheBound: once a message was too much, those after it are
+// refused without being made, whatever their size.
+func TestNothingIsMadeBeyondTheBound(t *testing.T) {
+	const tooLong, tooMany = "the payload has more than 8388608 bytes", "more than 16777216 bytes of messages of one publish"
+	tests := []struct {
+		name      string
+		template  string
+		sizes     []int
+		published int
+		refused   []string
+	}{
+		{"that do not fit", "${e}", []int{7 << 20, 7 << 20, 7 << 20, 1, 1}, 2, []string{tooMany, tooMany, tooMany}},
+		{"too long by themselves", strings.Repeat("${e}", 9), []int{1 << 20, 1 << 20, 1 << 20, 1}, 0, []string{tooLong, tooLong, tooMany, tooMany}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			set := load(t, "rules:\n"+republishing("a", `FOREACH payload.l AS e DO e FROM t`, `{topic: out, payload_template: "`+tt.template+`"}`))
+			var l []string
+			for _, n := range tt.sizes {
+				l = append(l, `"`+strings.Repeat("x", n)+`"`)
+			}
+			c := run(set, message("t", `{"l":[`+strings.Join(l, ",")+`]}`))
+			var refused []string
+			for _, r := range c.Refused {
+				refused = append(refused, r.Text)
+			}
+			if diff := cmp.Diff(tt.refused, refused); len(c.Published) != tt.published || diff != "" {
+				t.Errorf("%d messages, want %d; refused, -want +got\n%s", len(c.Published), tt.published, diff)
+			}
+		})
+	}
+}
+
 // TestChainOfEvent: what an event republishes is the client's.
 func TestChainOfEvent(t *testing.T) {
 	set := load(t, `

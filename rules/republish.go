@@ -25,27 +25,28 @@ type option struct {
 	variable template // empty: constant counts
 }
 
-// message makes the message of the row at hand; wrong says why there is none.
-func (r *republish) message(e *env) (m *Message, wrong string) {
+// message makes the message of the row at hand; wrong says why there is none. size
+// is what was made in any case, in bytes.
+func (r *republish) message(e *env) (m *Message, size int, wrong string) {
 	topic := string(r.topic.renderRaw(e, nil))
 	e.tooLong = false // checkTopic bounds it more closely
 	if wrong := checkTopic(topic); wrong != "" {
-		return nil, wrong
+		return nil, len(topic), wrong
 	}
 	qos, ok := r.qos.of(e, 2)
 	if !ok {
-		return nil, "qos is none: " + quote(e.variable(r.qos.variable[0].path).text())
+		return nil, len(topic), "qos is none: " + quote(e.variable(r.qos.variable[0].path).text())
 	}
 	retain, ok := r.retain.of(e, 1)
 	if !ok {
-		return nil, "retain is neither true nor false: " + quote(e.variable(r.retain.variable[0].path).text())
+		return nil, len(topic), "retain is neither true nor false: " + quote(e.variable(r.retain.variable[0].path).text())
 	}
 	m = &Message{Topic: topic, QoS: qos, Retain: retain == 1, Payload: r.payload(e), UserProperties: r.user(e)}
 	if e.tooLong {
 		e.tooLong = false
-		return nil, payloadTooLong
+		return nil, len(topic) + maxBody, payloadTooLong
 	}
-	return m, ""
+	return m, m.size(), ""
 }
 
 var payloadTooLong = fmt.Sprintf("the payload has more than %d bytes", maxBody)
