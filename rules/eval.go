@@ -19,7 +19,7 @@ import (
 // The keys of the event are columns, save that payload_base64 is the payload's
 // bytes and retain becomes flags.retain. A column that is not given is undefined.
 // If a topic is given, the FROM clause must match it; if event is, an event's name as
-// that column has it or as FROM does, the FROM clause must select from it. now is the clock; nil is
+// that column has it or as FROM does, $events/ or not, the FROM clause must select from it. now is the clock; nil is
 // time.Now.
 func Eval(line []byte, now func() time.Time) []byte {
 	if now == nil {

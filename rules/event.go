@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"net"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -81,7 +82,7 @@ func (s eventSet) each(fn func(EventKind)) {
 // and is a topic filter. known is false for one that no broker of this kind has.
 func eventsOf(filter string) (s eventSet, known bool) {
 	for k, n := range eventNames {
-		if matchFilter(filter, eventPrefix+n.topic) || matchFilter(filter, eventPrefix+n.legacy) {
+		if matchFilter(filter, eventPrefix+n.topic) || matchFilter(filter, eventPrefix+n.legacy) || matchFilter(filter, eventPrefix+underscored(n.topic)) {
 			s |= 1 << k
 		}
 	}
@@ -97,16 +98,24 @@ func suggestableEvents() (names []string) {
 	return names
 }
 
-// parseEvent is the kind that a text names: client.connected, or one of the names
-// that FROM takes.
+// parseEvent is the kind that a text names: client.connected, client/connected or
+// client_connected, after $events/ or not. It takes more than FROM does, since nobody
+// remembers which of its names an event has as a column.
 func parseEvent(text string) (EventKind, bool) {
+	name := underscored(strings.TrimPrefix(text, eventPrefix))
 	for k, n := range eventNames {
-		if text == n.column || text == eventPrefix+n.topic || text == eventPrefix+n.legacy {
+		if name == underscored(n.column) || name == underscored(n.topic) || name == n.legacy {
 			return EventKind(k), true
 		}
 	}
 	return 0, false
 }
+
+var separators = strings.NewReplacer("/", "_", ".", "_")
+
+// underscored is a name in the legacy style, also of the two events whose legacy name
+// is another one.
+func underscored(name string) string { return separators.Replace(name) }
 
 // Event is something that happened, as rules see it. Which fields count depends
 // on Kind; the zero of a text is absence, save where it is said otherwise. What it

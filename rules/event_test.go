@@ -199,6 +199,7 @@ func TestEvalEvents(t *testing.T) {
 		{"no publish of an event", `SELECT 1 AS x FROM "$events/#"`, `{"topic":"a"}`, `{"matched":false}`},
 		{"a publish by name", `SELECT event FROM "a"`, `{"event":"message.publish","topic":"a"}`, `{"matched":true,"rows":[{"event":"message.publish"}]}`},
 		{"dropped payload", `SELECT payload.x AS x FROM "$events/message/dropped"`, `{"event":"message.dropped","payload":"{\"x\":1}"}`, `{"matched":true,"rows":[{"x":1}]}`},
+		{"without $events", `SELECT event FROM "$events/client/connected"`, `{"event":"client/connected"}`, `{"matched":true,"rows":[{"event":"client.connected"}]}`},
 		{"misspelt", `SELECT 1 AS x FROM "$events/#"`, `{"event":"client.conected"}`, `{"error":"request","message":"unknown event \"client.conected\": did you mean client.connected?"}`},
 		{"no name", `SELECT 1 AS x FROM "$events/#"`, `{"event":1}`, `{"error":"request","message":"the event's name must be a string"}`},
 		{"unsupported", `SELECT 1 AS x FROM "$events/message/acked"`, `{"event":"message.acked"}`, `{"error":"parse","message":"1:20: event \"$events/message/acked\" is not supported"}`},
