@@ -1,6 +1,9 @@
 package rules
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // iteration is what FOREACH adds to a statement. It binds the helpers, all its items
 // but the last, and then each element of the list that the last one is.
@@ -110,6 +113,7 @@ func (p *program) begin(e *env) (bool, error) {
 		}
 	}
 	e.elements = e.elementsOf(v)
+	e.elements.until = time.Now().Add(foreachTime)
 	return true, nil
 }
 
@@ -123,6 +127,9 @@ func (p *program) next(e *env) (bool, error) {
 		v, ok := e.nextElement()
 		if !ok {
 			return false, nil
+		}
+		if time.Now().After(e.elements.until) {
+			return false, badArgument("FOREACH takes longer than %s", foreachTime)
 		}
 		e.bindElement(p.each.element, v)
 		if p.each.incase != nil {
@@ -141,9 +148,15 @@ func (e *env) bindElement(name []step, v value) {
 	e.bound.set(name[0].key, put(e.elementOf, name[1:], v))
 }
 
+// foreachTime is how long the elements of one list may take. A message chooses how many
+// they are, and what each costs: INCASE contains(e, payload.list) looks through all of
+// the list for each of its elements.
+const foreachTime = 5 * time.Second
+
 // elements are the elements of a list, the next of which is at the front.
 type elements struct {
-	list []value
+	list  []value
+	until time.Time // there is to be no next one after it
 	// raw: they are read from the document, one by one. Decoding a payload's list
 	// first would cost many times its size.
 	raw bool

@@ -18,7 +18,16 @@ const (
 	maxInstructions = 1 << 9 // what each byte of the text may cost
 	keptPatterns    = 64
 	maxConstantSize = 1 << 14 // instructions of a constant pattern
+	// maxMatchCost is what matching a text may cost: that of the longest string that functions make
+	// and the largest pattern of a message. A constant may be larger, and its texts are shorter.
+	maxMatchCost = maxInstructions * maxText
 )
+
+// pattern is a compiled one, with about how many instructions it has.
+type pattern struct {
+	*regexp.Regexp
+	size int
+}
 
 func patternConstant(i, _ int, v value) (value, error) {
 	if i != 1 {
@@ -35,19 +44,20 @@ func patternConstant(i, _ int, v value) (value, error) {
 
 // compilePattern refuses what makes more than so many instructions before it is
 // made.
-func compilePattern(text string, limit int) (*regexp.Regexp, error) {
+func compilePattern(text string, limit int) (*pattern, error) {
 	parsed, err := syntax.Parse(text, syntax.Perl)
 	if err != nil {
 		return nil, patternError(text, err)
 	}
-	if instructions(parsed, limit) > limit {
+	size := instructions(parsed, limit)
+	if size > limit {
 		return nil, badArgument("the pattern %s is too large", quote(text))
 	}
 	re, err := regexp.Compile(text)
 	if err != nil {
 		return nil, patternError(text, err)
 	}
-	return re, nil
+	return &pattern{re, size}, nil
 }
 
 func patternError(text string, err error) error {
@@ -78,12 +88,12 @@ func instructions(re *syntax.Regexp, limit int) int {
 // patterns are compiled ones that were no constants.
 var patterns = struct {
 	sync.Mutex
-	compiled map[string]*regexp.Regexp
-}{compiled: map[string]*regexp.Regexp{}}
+	compiled map[string]*pattern
+}{compiled: map[string]*pattern{}}
 
 // patternOf is the compiled pattern of an argument.
-func patternOf(v value) (*regexp.Regexp, error) {
-	if re, ok := v.x.(*regexp.Regexp); ok {
+func patternOf(v value) (*pattern, error) {
+	if re, ok := v.x.(*pattern); ok {
 		return re, nil
 	}
 	text, err := textOf(v)
@@ -121,7 +131,13 @@ func regexArgs(args []value) (string, *regexp.Regexp, error) {
 		return "", nil, err
 	}
 	re, err := patternOf(args[1])
-	return s, re, err
+	if err != nil {
+		return "", nil, err
+	}
+	if re.size > maxInstructions && len(s) > maxMatchCost/re.size {
+		return "", nil, badArgument("for this pattern a text has at most %d bytes, found %d", maxMatchCost/re.size, len(s))
+	}
+	return s, re.Regexp, nil
 }
 
 func regexMatch(_ *env, args []value) (value, error) {

@@ -82,6 +82,26 @@ func TestAllMatches(t *testing.T) {
 	}
 }
 
+// TestLargePattern: a large constant takes short texts alone, since each byte of a text
+// may cost what the pattern has of instructions.
+func TestLargePattern(t *testing.T) {
+	for _, c := range []struct {
+		name, call, payload, want string
+	}{
+		{"a short text", `regex_match(payload, '(.*a){200}')`, strings.Repeat("a", 1000), `{"matched":true,"rows":[{"x":true}]}`},
+		{"a long text", `regex_match(payload, '(.*a){200}')`, strings.Repeat("a", 1<<20), `{"error":"runtime","message":"regex_match: for this pattern a text has at most `},
+		{"to replace in", `regex_replace(payload, '(.*a){200}', '')`, strings.Repeat("a", 1<<20), `{"error":"runtime","message":"regex_replace: for this pattern a text has at most `},
+		{"a long text, a small pattern", `regex_match(payload, '^(.*a){2}')`, strings.Repeat("a", 1<<20), `{"matched":true,"rows":[{"x":true}]}`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			line := fmt.Sprintf(`{"sql":"SELECT %s AS x FROM \"t\"","event":{"payload":"%s"}}`, c.call, c.payload)
+			if got := string(rules.Eval([]byte(line), nil)); !strings.HasPrefix(got, c.want) {
+				t.Errorf("got %.200s", got)
+			}
+		})
+	}
+}
+
 // FuzzFunctions: whatever the arguments, a function answers or fails as a rule
 // does, never makes more than it may, and takes a constant as it takes a variable.
 func FuzzFunctions(f *testing.F) {
