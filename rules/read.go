@@ -26,13 +26,6 @@ const (
 	maxFolders = 16
 )
 
-// readFiles answers the contents of all rule files under paths, sorted by path,
-// each once.
-func readFiles(paths []string) ([]fileText, []Problem) {
-	c := read(paths, false)
-	return c.texts, c.problems
-}
-
 // limits bound what a set is made of.
 type limits struct{ files, bytes int }
 
@@ -66,7 +59,7 @@ func readWithin(max limits, paths []string, foldersTests bool) *collector {
 // maxTries is how often files are read while they keep changing.
 const maxTries = 5
 
-// readSteady is readFiles for files that others may be replacing: what it answers
+// readSteady is read for files that others may be replacing: what it answers
 // stood there at one time, as far as files tell. A set that is half of one swap of
 // links and half of the next is read again.
 func readSteady(paths []string) ([]fileText, []Problem) {
