@@ -74,9 +74,11 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, 
 // give hands the publish, and what it has had rules publish, to subscribers. The result is how long the publisher should wait for
 // them to keep up.
 func (p *publish) give(pk *packets.Packet) (pause time.Duration) {
-	from := origin{client: true, message: p.matched}
-	if from.message == nil && p.h.wantsOrigin() {
-		from.message = p.h.messageOf(p.cl, pk, p.received)
+	from := origin{client: true}
+	if p.h.wantsOrigin() { // else it would stay for as long as the message waits, or is retained
+		if from.message = p.matched; from.message == nil {
+			from.message = p.h.messageOf(p.cl, pk, p.received)
+		}
 	}
 	pause, taken := p.h.deliverFrom(from, p.cl.ID, pk, p.received)
 	if !taken && from.message != nil {
