@@ -1,9 +1,11 @@
 package hooks
 
 import (
+	"bytes"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -125,6 +127,21 @@ func TestOriginIsKeptForThoseWhoWantIt(t *testing.T) {
 	}
 	if m := h.retained.Get("fleet/v7/telemetry"); m == nil || m.Origin != nil {
 		t.Errorf("retained %+v, want a message without its origin", m)
+	}
+}
+
+// TestFullSessionIsLoggedSeldom: a client that takes one message now and then has its session full again after each.
+func TestFullSessionIsLoggedSeldom(t *testing.T) {
+	h, _ := newPublishing(t, spanless{t})
+	var log bytes.Buffer
+	h.log = slog.New(slog.NewTextHandler(&log, nil))
+	slow, other := &subscriber{who: auth.Client{ID: "slow"}}, &subscriber{who: auth.Client{ID: "other"}}
+	for range 1000 {
+		h.saysFull(slow, &sessions.Message{Topic: "a"})
+	}
+	h.saysFull(other, &sessions.Message{Topic: "a"})
+	if n, m := strings.Count(log.String(), "client=slow"), strings.Count(log.String(), "client=other"); n != logBurst || m != 1 {
+		t.Errorf("%d lines of the one and %d of the other, want %d and 1", n, m, logBurst)
 	}
 }
 

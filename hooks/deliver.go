@@ -3,6 +3,7 @@ package hooks
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -151,8 +152,17 @@ func (h *hook) deliverTo(t *target, m *sessions.Message, e *sessions.Encoder, d 
 	return r.Sent, r.Pause
 }
 
+// saysFull logs that a session has no room. One whose client takes a message now and then has room again after each.
 func (h *hook) saysFull(s *subscriber, m *sessions.Message) {
-	h.log.Warn("messages to a client are dropped: too many wait for it", "client", s.who.ID, "topic", m.Topic)
+	suppressed, ok := h.fullLog.take(s.who.ID, time.Now())
+	if !ok {
+		return
+	}
+	attrs := []any{slog.String("client", s.who.ID), slog.String("topic", m.Topic)}
+	if suppressed > 0 {
+		attrs = append(attrs, slog.Int("suppressed", suppressed))
+	}
+	h.log.Warn("messages to a client are dropped: too many wait for it", attrs...)
 }
 
 // may reports whether the message is for the target at all.

@@ -38,7 +38,8 @@ type hook struct {
 	log      *slog.Logger
 	metrics  *metrics
 	refusals *refusals
-	eventLog *logQuota
+	eventLog *logQuota // by reason
+	fullLog  *logQuota // by client; beyond logKinds of them together
 	refused  refusedChains
 	ids      messageIDs
 	nextID   func() string // ids.next, made once
@@ -64,6 +65,7 @@ func newHook(o Options) *hook {
 		ids:         messageIDs{run: rand.Uint64()},
 		turns:       newTurns(),
 		eventLog:    newLogQuota(),
+		fullLog:     newLogQuota(),
 		subscribers: newSubscribers(),
 		topicSeed:   maphash.MakeSeed(),
 		wills:       newAlarms(),
