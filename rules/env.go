@@ -21,6 +21,9 @@ type env struct {
 	now  func() time.Time
 	doc  document
 	out  object // the outputs so far
+	// openedText is the last string that was read into as JSON, and openedAs what it holds.
+	openedText string
+	openedAs   value
 	// bound is what FOREACH binds: helpers, and the element. elements are those that
 	// have not had their turn, and elementOf what the element's name is written into.
 	bound     object
@@ -54,6 +57,7 @@ type row interface {
 func (e *env) reset(r row, payload []byte) {
 	e.row = r
 	e.doc.reset(payload)
+	e.openedText, e.openedAs = "", value{}
 	e.buildable = max(maxBuilt, builtPerByte*len(payload))
 }
 
@@ -190,7 +194,8 @@ func (e *env) cut(v value, s *step) (value, error) {
 }
 
 // opened is the map or list that a string holds as JSON text, undefined if it
-// holds none.
+// holds none. The last text is not decoded again: a rule reads several members of it, or
+// one for each element of FOREACH.
 func (e *env) opened(v value) value {
 	if v.n == payloadText {
 		if !e.doc.valid() {
@@ -203,8 +208,11 @@ func (e *env) opened(v value) value {
 		case ' ', '\n', '\t', '\r':
 			continue
 		case '{', '[':
-			opened, _ := decodeJSON(v.s)
-			return opened
+			if v.s != e.openedText {
+				e.openedText = v.s
+				e.openedAs, _ = decodeJSON(v.s)
+			}
+			return e.openedAs
 		}
 		break
 	}
