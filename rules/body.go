@@ -113,7 +113,7 @@ func (b *bodyReader) checkTraceFields(body *yaml.Node, t TraceBody) {
 		}
 		if body.Kind != yaml.MappingNode {
 			if body.Kind == yaml.SequenceNode || !isVariable(body.Value) {
-				b.file.warn(body, "body-not-object", "", "the body can be no JSON object, so the trace context cannot go into its field %s", quote(path))
+				b.file.warn(body, "body-not-object", "make the body a mapping, or set trace: {body: {}} in the destination", "the body can be no JSON object, so the trace context cannot go into its field %s", quote(path))
 				return
 			}
 			continue

@@ -16,7 +16,7 @@ type credentials struct {
 // take reports a second one at key.
 func (c *credentials) take(f *file, key *yaml.Node, name string) {
 	if c.first != "" {
-		f.fail(key, "several-credentials", "", "%s and %s both make the header Authorization", c.first, name)
+		f.fail(key, "several-credentials", "keep the one that the destination wants", "%s and %s both make the header Authorization", c.first, name)
 		return
 	}
 	c.first = name
@@ -116,7 +116,7 @@ func (l *loader) identity(f *file, n *yaml.Node, what string) Secret {
 func (l *loader) secretAlone(f *file, n *yaml.Node, what string) Secret {
 	name, ok := secretName(n)
 	if !ok {
-		f.fail(n, "bad-secret", "", "%s must be ${env:NAME} or ${file:PATH} alone", what)
+		f.fail(n, "bad-secret", "secrets do not belong into rule files", "%s must be ${env:NAME} or ${file:PATH} alone", what)
 		return Secret{}
 	}
 	return l.secret(f, n, "${"+name+"}")

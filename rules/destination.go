@@ -103,7 +103,7 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 		field{"egress", func(_, n *yaml.Node) { d.Egress = f.egress(n) }},
 	)
 	if ok && !hasURL {
-		f.fail(key, "missing-key", "", "destination %s needs %s", quote(d.Name), quote("url"))
+		f.fail(key, "missing-key", "url: http://127.0.0.1:8080/notify", "destination %s needs %s", quote(d.Name), quote("url"))
 	}
 	for _, u := range urls {
 		l.open(f, u, d.Egress)
@@ -113,7 +113,7 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 	}
 	d.checkBody(methodNode, batchKey)
 	if tlsKey != nil && strings.HasPrefix(d.URL, "http:") {
-		f.fail(tlsKey, "tls-without-https", "", "tls needs a url that begins with https://, found %s", quote(d.URL))
+		f.fail(tlsKey, "tls-without-https", "write https://, or remove tls: nothing would be encrypted", "tls needs a url that begins with https://, found %s", quote(d.URL))
 	}
 	if d.Batch.Max > 1 && !d.bodiless() && d.TraceHeaders && d.TraceBody.SW8 == "" {
 		f.warn(batchKey, "batch-without-trace", "set trace.body.sw8, or trace.headers: false if the traces are to end here",
@@ -132,7 +132,7 @@ func (d *destinationDecl) batch(n *yaml.Node) {
 			f.duration(n, "linger", 0, maxLinger, &d.Batch.Linger)
 		}})
 	if d.Batch.Linger > 0 && d.Batch.Max == 1 {
-		f.fail(lingers, "batch-of-one", "", "linger waits for nothing unless max is more than 1")
+		f.fail(lingers, "batch-of-one", "set max, such as max: 100, or remove linger", "linger waits for nothing unless max is more than 1")
 	}
 }
 
@@ -300,10 +300,10 @@ func (l *loader) headers(d *destinationDecl, n *yaml.Node, shown *credentials) {
 		}
 		switch {
 		case !isToken(key.Value):
-			f.fail(key, "bad-header", "", "no name of a header: %s", quote(key.Value))
+			f.fail(key, "bad-header", "a name has letters, digits and -", "no name of a header: %s", quote(key.Value))
 			return
 		case slices.Contains(ownHeaders, name):
-			f.fail(key, "bad-header", "", "the broker sets header %s itself", quote(key.Value))
+			f.fail(key, "bad-header", "remove it", "the broker sets header %s itself", quote(key.Value))
 			return
 		case slices.ContainsFunc(d.Headers, func(h Header) bool { return h.Name == name }):
 			f.fail(key, "doubled-key", "", "doubled header %s", quote(key.Value))
@@ -351,7 +351,7 @@ func (l *loader) header(d *destinationDecl, name string, n *yaml.Node, text stri
 
 func (f *file) checkHeaderValue(n *yaml.Node, text string) {
 	if strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && r != '\t' }) {
-		f.fail(n, "bad-header", "", "a header or a credential cannot hold line breaks or control characters")
+		f.fail(n, "bad-header", "a secret must be one line", "a header or a credential cannot hold line breaks or control characters")
 	}
 }
 
@@ -391,7 +391,7 @@ func (l *loader) secretPart(f *file, n *yaml.Node, where span, name string) stri
 		f.within(n, diagnostic{span: where, name: "bad-template", message: "a credential cannot hold variables", hint: "secrets are written ${env:NAME} or ${file:PATH}"})
 	}
 	if err != nil {
-		d := diagnostic{span: where, severity: Warning, name: "missing-secret", message: err.Error()}
+		d := diagnostic{span: where, severity: Warning, name: "missing-secret", message: err.Error(), hint: "check as the broker's user, with its environment"}
 		if l.options.RequireSecrets {
 			d.severity = Error
 		}

@@ -149,7 +149,7 @@ func (f *file) isPlain(n *yaml.Node) bool {
 		f.fail(n, "yaml-anchor", "write the value out", "anchors and aliases are not allowed")
 		return false
 	case n.Style&yaml.TaggedStyle != 0:
-		f.fail(n, "yaml-tag", "", "tags are not allowed")
+		f.fail(n, "yaml-tag", "remove it; text that begins with ! must be quoted", "tags are not allowed")
 		return false
 	}
 	plain := true
@@ -297,7 +297,7 @@ func (f *file) mapping(n *yaml.Node, what string, fn func(key, val *yaml.Node)) 
 // elements calls fn for every element of a list.
 func (f *file) elements(n *yaml.Node, what string, fn func(*yaml.Node)) {
 	if n.Kind != yaml.SequenceNode {
-		f.fail(n, "wrong-type", "", "%s must be a list, found %s", what, describeNode(n))
+		f.fail(n, "wrong-type", "each element begins with a dash: - ...", "%s must be a list, found %s", what, describeNode(n))
 		return
 	}
 	for _, e := range n.Content {

@@ -118,17 +118,21 @@ func (l *loader) rule(f *file, n *yaml.Node) {
 		return
 	}
 	for _, missing := range []struct {
-		name string
-		node *yaml.Node
-	}{{"name", d.name}, {"sql", sql}, {"actions", actions}} {
+		name, hint string
+		node       *yaml.Node
+	}{
+		{"name", "name: hard-brake", d.name},
+		{"sql", `sql: SELECT * FROM "fleet/+/telemetry"`, sql},
+		{"actions", "actions: [{http: DESTINATION}]", actions},
+	} {
 		if missing.node == nil {
-			f.fail(n, "missing-key", "", "a rule needs %s", quote(missing.name))
+			f.fail(n, "missing-key", missing.hint, "a rule needs %s", quote(missing.name))
 		}
 	}
 	if actions != nil {
 		f.elements(actions, "actions", func(n *yaml.Node) { l.action(f, d, n) })
 		if actions.Kind == yaml.SequenceNode && len(actions.Content) == 0 {
-			f.fail(actions, "missing-key", "", "a rule needs at least one action")
+			f.fail(actions, "missing-key", "actions: [{http: DESTINATION}]", "a rule needs at least one action")
 		}
 	}
 	if d.Name != "" {
@@ -173,7 +177,7 @@ func (l *loader) action(f *file, d *ruleDecl, n *yaml.Node) {
 		return
 	}
 	if a.at == nil {
-		f.fail(n, "missing-key", "", "an action needs %s or %s", quote("http"), quote("republish"))
+		f.fail(n, "missing-key", "- http: DESTINATION", "an action needs %s or %s", quote("http"), quote("republish"))
 		return
 	}
 	if a.body != nil && a.template != nil {
@@ -197,7 +201,7 @@ func (l *loader) resolve() {
 	l.checkLoops()
 	for _, d := range l.destinations {
 		if !d.used {
-			d.file.warn(d.key, "unused-destination", "", "no rule sends to destination %s", quote(d.Name))
+			d.file.warn(d.key, "unused-destination", "remove it, or look whether the rule that did was renamed or has an error", "no rule sends to destination %s", quote(d.Name))
 		}
 	}
 }

@@ -99,7 +99,7 @@ func (b *bodyReader) checkRawTraceFields(n *yaml.Node, t template, to TraceBody)
 	}
 	json := strings.Trim(outlineOf(t).json, jsonSpace)
 	if !strings.HasPrefix(json, "{") && !t[0].isVar || !validJSON(json) {
-		b.file.warn(n, "body-not-object", "", "the body can be no JSON object, so the trace context cannot go into its field %s", quote(cmp.Or(to.SW8, to.Correlation)))
+		b.file.warn(n, "body-not-object", "make the body a mapping, or set trace: {body: {}} in the destination", "the body can be no JSON object, so the trace context cannot go into its field %s", quote(cmp.Or(to.SW8, to.Correlation)))
 	}
 }
 

@@ -59,7 +59,7 @@ func (l *loader) signing(f *file, key, n *yaml.Node) []Secret {
 func (l *loader) signingKey(f *file, n *yaml.Node) Secret {
 	name, ok := secretName(n)
 	if !ok {
-		f.fail(n, "bad-secret", "", "a signing secret must be ${env:NAME} or ${file:PATH} alone")
+		f.fail(n, "bad-secret", "secrets do not belong into rule files", "a signing secret must be ${env:NAME} or ${file:PATH} alone")
 		return Secret{}
 	}
 	text := l.secretPart(f, n, span{0, len(n.Value)}, name)
@@ -72,10 +72,10 @@ func (l *loader) signingKey(f *file, n *yaml.Node) Secret {
 	key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(text, signingPrefix))
 	switch {
 	case err != nil || strings.ContainsAny(text, "\r\n"):
-		f.fail(n, "bad-secret", "", "the signing secret is not %s and base64", signingPrefix)
+		f.fail(n, "bad-secret", "echo whsec_$(openssl rand -base64 32) makes one", "the signing secret is not %s and base64", signingPrefix)
 		return Secret{}
 	case len(key) < minSigningKey:
-		f.fail(n, "bad-secret", "", "the signing secret has %d bytes, it needs at least %d", len(key), minSigningKey)
+		f.fail(n, "bad-secret", "echo whsec_$(openssl rand -base64 32) makes one", "the signing secret has %d bytes, it needs at least %d", len(key), minSigningKey)
 		return Secret{}
 	}
 	return Secret{string(key)}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -242,6 +243,28 @@ func TestReloadOfBadFiles(t *testing.T) {
 	}
 	if !strings.Contains(f.logged.String(), "the rule files are bad: the last good set stays in force") {
 		t.Error("the log does not say that the old set stays")
+	}
+}
+
+// TestReloadBySIGHUP: what a signal loads is told as any reload is. (That the signal arrives is TestSIGHUPWhileStopping's to show.)
+func TestReloadBySIGHUP(t *testing.T) {
+	f := startFleet(t, hardBrake, func(c *config) { c.Rules.Watch = false })
+	ctx, cancel := context.WithCancel(t.Context())
+	hup, ended := make(chan os.Signal), make(chan error, 1)
+	go func() { ended <- f.run(ctx, hup) }()
+	before := f.keeper.Current().Generation()
+	writeRules(t, filepath.Dir(f.config.Rules.Dir), f.webhook.address, hardBrake+"# another content\n")
+	hup <- syscall.SIGHUP
+	waitFor(t, "the reload", func() bool { return f.keeper.Current().Generation() != before })
+	writeRules(t, filepath.Dir(f.config.Rules.Dir), f.webhook.address, "rules: 1")
+	hup <- syscall.SIGHUP
+	waitFor(t, "the failed reload", func() bool { return f.metric(t, "throughline_rules_reload_ok") == 0 })
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if n := f.metric(t, "throughline_rules_reloads_total"); n != 3 {
+		t.Errorf("%v attempts counted, want those of the start and of two signals", n)
 	}
 }
 
