@@ -13,6 +13,10 @@ const (
 	maxPublishedBytes = 16 << 20 // of those messages, the texts of their properties included
 	maxRepublishes    = 8        // behind a message, for rules to run on it
 	maxRefused        = 1000     // that are told, not only counted
+
+	// maxWasted bounds what comes of rules that fail late, on each of many messages: it takes
+	// about a second.
+	maxWasted = 4 * maxBodies
 )
 
 // Chain is all that one publish or event has set off: the rules that select from
@@ -92,6 +96,7 @@ type chain struct {
 	newID  func() string
 	room   int    // for rows
 	bytes  int    // of the messages that were made, published or not
+	wasted int    // bytes that rules had made of republished messages and then failed
 	lost   uint64 // messages that the rule at hand could not publish
 	watch  *watch // nil: nobody watches
 }
@@ -133,12 +138,19 @@ func (c *chain) fire(r *Rule, i int) (rows int, err error) {
 		if c.watch != nil {
 			c.watch.row(e)
 		}
+		if i >= 0 && c.wasted > maxWasted {
+			err = renderFailed("rules that failed before it have made more than %d bytes of what one publish leads to", maxWasted)
+			break
+		}
 		if m.Deliveries, err = r.deliver(e, m.Deliveries); err != nil {
 			break
 		}
 		c.republish(r)
 	}
 	if err != nil {
+		if i >= 0 {
+			c.wasted += e.spent - spent + c.bytes - bytes
+		}
 		e.missing, e.leftOut, e.spent = false, false, spent // nothing is sent that could lack it
 		c.Published, c.Refused, c.bytes = c.Published[:published], c.Refused[:refused], bytes
 		return 0, err

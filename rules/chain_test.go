@@ -313,6 +313,20 @@ func TestNothingIsMadeBeyondTheBound(t *testing.T) {
 	}
 }
 
+// TestRulesThatFailAreBounded: a rule that fails late, on each of many messages, ends as well.
+func TestRulesThatFailAreBounded(t *testing.T) {
+	set := load(t, "destinations: {d: {url: 'http://127.0.0.1/'}}\nrules:\n"+
+		republishing("a", `FOREACH payload.l AS e DO payload FROM t`, `{topic: u, payload_template: "${payload}"}`)+
+		"  - {name: b, sql: 'FOREACH payload.m AS e DO payload FROM u', actions: [{http: d}]}\n")
+	c := run(set, message("t", `{"l":`+integers(20)+`,"m":`+integers(1001)+`,"pad":"`+strings.Repeat("x", 20_000)+`"}`))
+	if len(c.Matches) != 1 || len(c.Published) != 20 || len(c.Refused) != 20 {
+		t.Errorf("%d matches, %d messages, %d refused, want 1, 20 and 20", len(c.Matches), len(c.Published), len(c.Refused))
+	}
+	if got := outcomes(t, set, "b"); got != "too_many_rows 12, render_failed 8" {
+		t.Errorf("b: %s", got)
+	}
+}
+
 // TestChainOfEvent: what an event republishes is the client's.
 func TestChainOfEvent(t *testing.T) {
 	set := load(t, `
