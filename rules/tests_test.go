@@ -67,6 +67,7 @@ func TestTests(t *testing.T) {
 		{"what is republished, and where it leads", `publish: {topic: forwards, payload: {l: [1, 2]}}`,
 			`[{rule: forwards, http: audit}, {rule: forwards, http: audit, body: {e: 2}}, {rule: forwards, republish: {topic: to/1, qos: 1, retain: false, payload: {e: 1.0}, user_properties: {p: 1}}},
         {rule: forwards, republish: {}}, {rule: second, republish: {topic: third, qos: 0, payload: e=2, retain: true}}]`, ""},
+		{"requests alone", `publish: {topic: forwards, payload: {l: [1, 2]}}`, `[{rule: forwards, http: audit}, {rule: forwards, http: audit, body: {e: 2}}]`, ""},
 		{"another message", `publish: {topic: to/x, payload: {e: 2}}`, `[{rule: second, republish: {topic: fourth, qos: 2, payload: {e: 2}, retain: false}}]`,
 			`topic: "fourth", "third"; qos: 2, 0; payload: {"e":2}, "e=2"; retain: false, true`},
 		{"a message too many", `publish: {topic: to/x, payload: {e: 2}}`, `[]`,
