@@ -21,10 +21,10 @@ func runCheck(ctx context.Context, c *cli, args []string) int {
 	file := fs.String("config", "", "configuration `FILE`; its rules folder is checked too")
 	strict := fs.Bool("strict", false, "exit 1 for warnings too")
 	asJSON := fs.Bool("json", false, "write JSON")
-	if code, done := c.parse(fs, args); done {
+	paths, code, done := c.parseMixed(fs, args)
+	if done {
 		return code
 	}
-	paths := fs.Args()
 	if *file == "" && len(paths) == 0 {
 		if fi, err := os.Stat("rules.d"); err != nil || !fi.IsDir() {
 			return c.misuse("check: nothing to check: no -config, no path, and no folder rules.d here")
@@ -52,7 +52,7 @@ func runCheck(ctx context.Context, c *cli, args []string) int {
 		_, p := rules.Load(paths, o)
 		problems = append(problems, p...)
 	}
-	code := exitOK
+	code = exitOK
 	if rules.HasErrors(problems) || *strict && len(problems) > 0 {
 		code = exitProblem
 	}

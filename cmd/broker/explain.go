@@ -28,7 +28,8 @@ func runExplain(_ context.Context, c *cli, args []string) int {
 	qos := fs.Int("qos", 0, "0, 1 or 2")
 	only := fs.String("rule", "", "only this rule, by `NAME`")
 	asJSON := fs.Bool("json", false, "write JSON")
-	if code, done := c.parse(fs, args); done {
+	paths, code, done := c.parseMixed(fs, args)
+	if done {
 		return code
 	}
 	switch {
@@ -40,7 +41,6 @@ func runExplain(_ context.Context, c *cli, args []string) int {
 		return c.misuse("explain: -qos must be 0, 1 or 2, found %d", *qos)
 	}
 	m.QoS, m.Username, m.HasUsername = byte(*qos), *username, *username != ""
-	paths := fs.Args()
 	if len(paths) == 0 {
 		if fi, err := os.Stat("rules.d"); err != nil || !fi.IsDir() {
 			return c.misuse("explain: no path, and no folder rules.d here")

@@ -23,14 +23,14 @@ func runTest(ctx context.Context, c *cli, args []string) int {
 	verbose := fs.Bool("v", false, "list the tests that pass, too")
 	junit := fs.String("junit", "", "write the results to `FILE` as JUnit XML, too")
 	asJSON := fs.Bool("json", false, "write JSON")
-	if code, done := c.parse(fs, args); done {
+	paths, code, done := c.parseMixed(fs, args)
+	if done {
 		return code
 	}
 	name, err := regexp.Compile(*only)
 	if err != nil {
 		return c.misuse("test: -run %v", err)
 	}
-	paths := fs.Args()
 	if len(paths) == 0 {
 		if fi, err := os.Stat("rules.d"); err != nil || !fi.IsDir() {
 			return c.misuse("test: no path, and no folder rules.d here")
@@ -46,7 +46,7 @@ func runTest(ctx context.Context, c *cli, args []string) int {
 		}
 	}
 	r.sum()
-	code := exitOK
+	code = exitOK
 	if !r.Summary.OK {
 		code = exitProblem
 	}
