@@ -180,7 +180,7 @@ func (s *Set) explain(x explained) Explanation {
 		return cmp.Or(a.interest()-b.interest(), cmp.Compare(a.Rule, b.Rule))
 	})
 	for i, m := range chain.Published {
-		p := RepublishExplanation{By: chain.Matches[m.By].Rule.Name, Topic: m.Topic, QoS: m.QoS, Retain: m.Retain, Payload: string(m.Payload)}
+		p := RepublishExplanation{By: chain.Matches[m.By].Rule.Name, Topic: m.Topic, QoS: m.QoS, Retain: m.Retain, Payload: string(m.Payload), Rules: []RuleExplanation{}}
 		for _, run := range w.runs {
 			if run.on == i {
 				p.Rules = append(p.Rules, run.RuleExplanation)

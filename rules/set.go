@@ -261,7 +261,10 @@ type Header struct {
 
 // RenderedHeader is a header of a delivery. A NUL in its value, which no header can
 // have, is the place of a secret: the n-th of the n-th in Header.Secrets.
-type RenderedHeader struct{ Name, Value string }
+type RenderedHeader struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
 
 // Delivery is one request to be made. It shares no memory with the message's
 // payload.

@@ -72,8 +72,7 @@ func runExplain(_ context.Context, c *cli, args []string) int {
 			}
 			return c.fail(fmt.Errorf("there is no rule %q", *only), hint)
 		}
-		x.Rules = slices.DeleteFunc(x.Rules, func(r rules.RuleExplanation) bool { return r.Rule != *only })
-		x.Republished = slices.DeleteFunc(x.Republished, func(r rules.RepublishExplanation) bool { return r.By != *only })
+		x = onlyRule(x, *only)
 	}
 	if *asJSON {
 		return c.writeJSON(x)
@@ -82,6 +81,21 @@ func runExplain(_ context.Context, c *cli, args []string) int {
 		return c.fail(fmt.Errorf("write explanation: %w", err), "")
 	}
 	return exitOK
+}
+
+// onlyRule leaves out what is not about the rule: what others republish is where it runs on that.
+func onlyRule(x rules.Explanation, name string) rules.Explanation {
+	other := func(r rules.RuleExplanation) bool { return r.Rule != name }
+	x.Rules = slices.DeleteFunc(x.Rules, other)
+	x.Republished = slices.DeleteFunc(x.Republished, func(r rules.RepublishExplanation) bool {
+		return r.By != name && !slices.ContainsFunc(r.Rules, func(r rules.RuleExplanation) bool { return !other(r) })
+	})
+	for i := range x.Republished {
+		if r := &x.Republished[i]; r.By != name {
+			r.Rules = slices.DeleteFunc(r.Rules, other)
+		}
+	}
+	return x
 }
 
 // payload is what -payload says.
