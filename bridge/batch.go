@@ -200,7 +200,7 @@ func (f *forwarder) sendBatch(j *job) (single bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if class == Success {
-		f.judge(class, *j, Response{})
+		f.judge(class, *j, Response{}, false)
 	}
 	f.fit(b.route, n, res)
 	f.land(b, time.Now(), func(lane int) bool { return flies[lane] })
@@ -409,7 +409,7 @@ func (f *forwarder) batchFailed(b *batch, first *element, j job, class Class, re
 		}
 	default:
 		f.mu.Lock()
-		f.judge(class, j, res)
+		f.judge(class, j, res, false) // what is in a batch has nothing but its body
 		f.mu.Unlock()
 	}
 

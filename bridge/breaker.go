@@ -30,6 +30,7 @@ const (
 type breaker struct {
 	open     Class               // why it is open; "": closed
 	last     Class               // of the last failure
+	one      Class               // of the last answer, if that was about its record alone
 	failures int                 // in a row to reach it, or to be let in
 	window   uint32              // the last attempts, 1 bit each, set: failed
 	refused  map[string]struct{} // lanes (seq for a record without one) with poison answers in a row
@@ -40,7 +41,7 @@ type breaker struct {
 
 // record takes an attempt's outcome in. who names the record's lane.
 func (b *breaker) record(c Class, who string, quiet time.Time) {
-	b.asked = false
+	b.asked, b.one = false, ""
 	if quiet.After(b.until) {
 		b.until = quiet
 	}
@@ -79,6 +80,17 @@ func (b *breaker) record(c Class, who string, quiet time.Time) {
 	}
 }
 
+// answered takes in a failure that is about its record alone: the destination is there,
+// as with a poison answer, but however many of them there are, it is no bad deploy.
+func (b *breaker) answered(c Class) {
+	b.asked = false
+	if b.open == Poison {
+		return
+	}
+	b.open, b.last, b.one = "", "", c
+	b.refused, b.failures, b.window, b.until = nil, 0, 0, time.Time{}
+}
+
 // failing is the class of the last failure, from the first of a row on; "": it doesn't fail.
 func (b *breaker) failing() Class {
 	switch {
@@ -87,7 +99,7 @@ func (b *breaker) failing() Class {
 	case b.failures > 0:
 		return b.last
 	}
-	return ""
+	return b.one
 }
 
 // probe tells when the next attempt is worth making although nothing is due;

@@ -84,6 +84,9 @@ type Destination struct {
 	// HeaderSecrets are the secrets that belong into a header of a record, by its
 	// canonical name: the first in the place of its first NUL, and so on.
 	HeaderSecrets map[string][]string
+	// Rendered says that records have a path, a query or headers of their own. What is
+	// answered to one of them, such as 404 or 410, is then about that one.
+	Rendered bool
 	// TraceBody says where in the JSON body the trace context goes.
 	TraceBody TraceFields
 	// TraceHeaders sends the trace context as headers too.

@@ -438,7 +438,7 @@ func (f *forwarder) do(j job) outcome {
 		f.bridge.queue.Remove(p.seq)
 		f.meters.delivered(rec.Rule, a.carrier, time.Since(rec.Published).Seconds())
 		f.mu.Lock()
-		f.judge(class, j, Response{})
+		f.judge(class, j, Response{}, false)
 		f.fit(j.route, 1, a.res)
 		f.mu.Unlock()
 		return outcome{done: true}
@@ -472,7 +472,8 @@ func (f *forwarder) failed(class Class, j job, rec Record, a attempted) outcome 
 	f.mu.Lock()
 	stale := j.route != f.route
 	before := f.breaker.open == ""
-	f.judge(class, j, a.res)
+	own := j.route.refusesOne(&rec, a.res)
+	f.judge(class, j, a.res, own)
 	after := f.breaker.open == ""
 	if !stale {
 		f.fails(j.lane, time.Now())
@@ -480,13 +481,14 @@ func (f *forwarder) failed(class Class, j job, rec Record, a attempted) outcome 
 	// A 410 that comes while it is paused, or while everything is refused, says
 	// nothing about the record.
 	gone := class == Gone && !stale && f.paused == nil && f.breaker.open != Poison
+	closes := gone && !own
 	pause := Pause{Reason: PausedGone, Since: time.Now()}
-	if gone {
+	if closes {
 		pause.Of = f.route.fingerprint()
 		f.pause(pause)
 	}
 	f.mu.Unlock()
-	if gone {
+	if closes {
 		f.bridge.keep(f.name, &pause)
 		f.log.Error("destination says that it is gone, it is paused until it is resumed or its definition changes", "failure", text)
 	}
@@ -522,8 +524,8 @@ func (f *forwarder) failed(class Class, j job, rec Record, a attempted) outcome 
 func missing(c *Commit) bool { return c != nil && errors.Is(c.Err(), outbox.ErrNotFound) }
 
 // judge tells the breaker of an attempt, and acts on it when it opens or
-// closes. The caller holds f.mu.
-func (f *forwarder) judge(class Class, j job, res Response) {
+// closes. own: the answer is about the record alone. The caller holds f.mu.
+func (f *forwarder) judge(class Class, j job, res Response, own bool) {
 	if j.route != f.route || f.paused != nil { // it says nothing about what will be sent next
 		return
 	}
@@ -536,7 +538,11 @@ func (f *forwarder) judge(class Class, j job, res Response) {
 	if class == Retry && res.RetryAfter > 0 {
 		quiet = time.Now().Add(res.RetryAfter)
 	}
-	f.breaker.record(class, who, quiet)
+	if own {
+		f.breaker.answered(class)
+	} else {
+		f.breaker.record(class, who, quiet)
+	}
 	after := f.breaker.open
 	if class == Success {
 		f.grace.wins++

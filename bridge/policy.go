@@ -23,11 +23,13 @@ const (
 	Retry Class = "retry"
 	// Configuration is for a destination that answers, but not at this address
 	// or not to us (a moved path, a wrong token): the record is kept, and sent
-	// again slowly.
+	// again slowly. If its path, query or headers are its own, the answer is about that
+	// record, unless it is 401 or 407.
 	Configuration Class = "configuration"
 	// Poison is for a body that will not be taken: after three such answers the record is a dead letter.
 	Poison Class = "poison"
-	// Gone is for a destination that says it is gone for good (410).
+	// Gone is for a destination that says it is gone for good (410), or
+	// that what the record's own path, query or headers ask for is.
 	Gone Class = "gone"
 	// OwnSide is for what failed on our side before anything was sent, such as
 	// a missing route: it is no attempt, and the record waits.

@@ -11,6 +11,22 @@ func isRendered(rec *Record) bool {
 	return rec.Path != "" || rec.Query != "" || len(rec.Headers) > 0
 }
 
+// refusesOne reports whether a refusal is about rec alone: what its request asks for is
+// its own then, or lacks what it should have of its own, and says nothing about the others'.
+// Who we are is the same for all.
+func (r *route) refusesOne(rec *Record, res Response) bool {
+	if !r.def.Rendered && !isRendered(rec) {
+		return false
+	}
+	switch res.Class() {
+	case Gone:
+		return true
+	case Configuration:
+		return res.Status != http.StatusUnauthorized && res.Status != http.StatusProxyAuthRequired
+	}
+	return false
+}
+
 // urlOf is where rec goes: the destination's url as it is now, and what was rendered
 // for rec. No path can change the host, whatever it holds, since it comes after a slash.
 func (r *route) urlOf(rec *Record) string {

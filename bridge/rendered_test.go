@@ -2,9 +2,12 @@ package bridge_test
 
 import (
 	"cmp"
+	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -166,5 +169,150 @@ func TestMethodsWithoutBody(t *testing.T) {
 		if has := r.ContentLength > 0; has != (method == "PUT") {
 			t.Errorf("%s with %d bytes", method, r.ContentLength)
 		}
+	}
+}
+
+// vehicles is a rig whose destination has a path for each vehicle, and answers those of
+// the bad ones otherwise.
+func vehicles(t *testing.T, status int) *rig {
+	t.Helper()
+	r := newRig(t)
+	r.center.answers(func(_ context.Context, s sent) bridge.Response {
+		if strings.Contains(s.URL, "/bad") {
+			return bridge.Response{Status: status}
+		}
+		return bridge.Response{Status: 200}
+	})
+	return r
+}
+
+// addOf appends a record with a path of its vehicle, which is its lane, for each id.
+func (r *rig) addOf(vehicle string, ids ...string) {
+	r.t.Helper()
+	for _, id := range ids {
+		rec := bridge.Record{ID: id, Destination: nc, Lane: vehicle, Ordered: true, Body: []byte(`{}`), Path: "/" + vehicle}
+		if _, err := r.Append([]bridge.Record{rec}); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+// What is answered to one vehicle's path holds up no other vehicle, however many there
+// are of them.
+func TestRefusedPaths(t *testing.T) {
+	for _, status := range []int{301, 403, 404, 405} {
+		t.Run(strconv.Itoa(status), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := vehicles(t, status)
+				for n := range 30 {
+					r.addOf(fmt.Sprint("bad", n), fmt.Sprint("bad", n, "-1"))
+				}
+				for n := range 10 {
+					start, id := time.Now(), fmt.Sprint("good", n)
+					r.addOf("v7", id)
+					time.Sleep(time.Second)
+					if got := r.center.of(id); len(got) != 1 || !got[0].at.Equal(start) {
+						t.Fatalf("%s sent %v, want at once", id, at(start, got))
+					}
+					r.addOf("bad0", "bad0-"+fmt.Sprint(n+2))
+					synctest.Wait()
+					if s := r.status(); s.State != bridge.StateActive {
+						t.Errorf("status %+v", s)
+					}
+					time.Sleep(time.Minute)
+				}
+				r.wantMetric(`throughline_delivery_breaker_open{destination=notification-center}`, 0)
+				if n := len(r.queue.buried()); n != 0 || r.queue.queued() != 40 {
+					t.Errorf("%d dead letters, %d queued", n, r.queue.queued())
+				}
+				if got := len(r.center.of("bad1-1")); got < 3 || got > 11 {
+					t.Errorf("a refused record was sent %d times in ten minutes", got)
+				}
+				if got := len(r.center.of("bad0-2")); got == 0 {
+					t.Error("the second record of a refused vehicle was never sent")
+				}
+			})
+		})
+	}
+}
+
+// The last answer is told all the same.
+func TestRefusedPathStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := vehicles(t, 404)
+		r.addOf("bad", "1")
+		synctest.Wait()
+		if s := r.status(); s.State != bridge.StateActive || s.Why != string(bridge.Configuration) || s.Failure != "answered 404 Not Found" {
+			t.Errorf("status %+v", s)
+		}
+		r.wantMetric("throughline_delivery_attempts_total{class=configuration,destination=notification-center}", 1)
+		if got := r.log.with("answered 404"); len(got) != 1 || !strings.Contains(got[0], "level=ERROR") {
+			t.Errorf("log %q", got)
+		}
+	})
+}
+
+// A 410 costs the record whose request it answers, and no other: neither its lane nor the
+// destination.
+func TestGonePath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := vehicles(t, 410)
+		for n := range 10 {
+			r.addOf(fmt.Sprint("bad", n), fmt.Sprint("bad", n, "-1"), fmt.Sprint("bad", n, "-2"))
+		}
+		r.addOf("v7", "good")
+		synctest.Wait()
+		if s := r.status(); s.State != bridge.StateActive {
+			t.Errorf("status %+v", s)
+		}
+		if r.queue.queued() != 0 || len(r.center.of("good")) != 1 || len(r.center.all()) != 21 {
+			t.Errorf("%d queued after %d requests", r.queue.queued(), len(r.center.all()))
+		}
+		dead := r.queue.buried()
+		if len(dead) != 20 || dead[0].Reason != bridge.ReasonGone || dead[0].Status != 410 || dead[0].Path == "" {
+			t.Errorf("dead letters %+v", dead)
+		}
+		r.wantMetric(paused, 0)
+	})
+}
+
+// A record that lacks what its definition would have rendered can't speak for the others
+// either.
+func TestGoneWithoutRendered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newIdleRig(t)
+		d := to(nc)
+		d.Rendered = true
+		r.define(d)
+		r.center.status(410)
+		r.add("v7", "1")
+		synctest.Wait()
+		if s := r.status(); s.State != bridge.StateActive || len(r.queue.buried()) != 1 {
+			t.Errorf("status %+v, dead letters %+v", s, r.queue.buried())
+		}
+	})
+}
+
+// Credentials are those of all records: 401 and 407 open the breaker, as ever. An answer
+// about one record closes it.
+func TestRefusedCredentialsWithPaths(t *testing.T) {
+	for _, status := range []int{401, 407, 503} {
+		t.Run(strconv.Itoa(status), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := vehicles(t, status)
+				for n := range 10 {
+					r.addOf(fmt.Sprint("bad", n), fmt.Sprint(n))
+				}
+				time.Sleep(time.Second)
+				if s := r.status(); s.State != bridge.StateFailing {
+					t.Errorf("status %+v", s)
+				}
+				r.center.status(404)
+				time.Sleep(time.Minute)
+				if s := r.status(); s.State != bridge.StateActive || s.Why != string(bridge.Configuration) {
+					t.Errorf("then %+v", s)
+				}
+			})
+		})
 	}
 }

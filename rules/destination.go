@@ -111,6 +111,7 @@ func (l *loader) destination(f *file, key, n *yaml.Node) {
 	if len(d.request.path)+len(d.request.query)+len(d.request.headers) == 0 {
 		d.request = nil
 	}
+	d.Rendered = d.request != nil
 	d.checkBody(methodNode, batchKey)
 	if tlsKey != nil && strings.HasPrefix(d.URL, "http:") {
 		f.fail(tlsKey, "tls-without-https", "write https://, or remove tls: nothing would be encrypted", "tls needs a url that begins with https://, found %s", quote(d.URL))

@@ -168,6 +168,9 @@ func TestFixedTargets(t *testing.T) {
 			if got := set.Destinations()[0].URL; got != tt.want {
 				t.Errorf("url %s, want %s", got, tt.want)
 			}
+			if rendered := set.Destinations()[0].Rendered; rendered != strings.Contains(tt.destination, "${a}") {
+				t.Errorf("rendered %t", rendered)
+			}
 			if d := owed(t, set, `{"a":1}`); !strings.Contains(tt.destination, "${a}") && d.Path+d.Query != "" {
 				t.Errorf("delivery %+v", d)
 			}

@@ -177,6 +177,8 @@ type Destination struct {
 	// Headers are sent with every attempt, sorted by name. Their values may hold
 	// secrets.
 	Headers []Header
+	// Rendered says that variables stand in the path, the query or a header.
+	Rendered bool
 	// TraceBody says where in a JSON body the trace context goes; TraceHeaders
 	// whether it goes into headers too.
 	TraceBody    TraceBody

@@ -283,7 +283,7 @@ func destinations(s *rules.Set) []bridge.Destination {
 			keys = append(keys, []byte(k.Reveal()))
 		}
 		out = append(out, bridge.Destination{
-			Name: d.Name, URL: d.URL, Method: d.Method, Headers: headers, HeaderSecrets: secrets,
+			Name: d.Name, URL: d.URL, Method: d.Method, Headers: headers, HeaderSecrets: secrets, Rendered: d.Rendered,
 			TraceBody:      bridge.TraceFields(d.TraceBody),
 			TraceHeaders:   d.TraceHeaders,
 			SigningKeys:    keys,
