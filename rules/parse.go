@@ -1,6 +1,9 @@
 package rules
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // maxNesting bounds how deeply expressions may nest in parentheses, lists, calls,
 // CASE and signs.
@@ -79,6 +82,12 @@ func (p *parser) unexpected(want string, keywords ...string) {
 	switch {
 	case t.kind == tokenTildeEq:
 		hint = "did you mean =~?"
+	case t.kind == tokenEq && p.last().kind == tokenEq:
+		hint = "one = compares"
+	case t.kind == tokenGt && p.last().kind == tokenEq:
+		hint = "did you mean >=?"
+	case t.kind == tokenIdent && otherSQL[strings.ToUpper(t.text)] != "":
+		hint = otherSQL[strings.ToUpper(t.text)]
 	case t.kind == tokenIdent:
 		if hint = didYouMean(t.text, keywords); hint != "" {
 			p.tokens[p.at].kind, _ = keyword(Suggest(t.text, keywords))
@@ -87,6 +96,17 @@ func (p *parser) unexpected(want string, keywords ...string) {
 		hint = reservedHint(t.kind)
 	}
 	p.fail(t.span, "syntax", hint, "expected %s, found %s", want, t.describe())
+}
+
+// otherSQL are words that SQL has elsewhere, and what stands for them here.
+var otherSQL = map[string]string{
+	"IS":      "is_null(x), is_null_var(x) and their like ask for what is not there",
+	"LIKE":    "there is no LIKE: regex_match(s, pattern), or =~ for a topic and a topic filter",
+	"BETWEEN": "there is no BETWEEN: write x >= 1 AND x <= 2",
+	"GROUP":   "there is no GROUP BY: a rule sees one message",
+	"ORDER":   "there is no ORDER BY: a rule sees one message",
+	"LIMIT":   "there is no LIMIT: a rule sees one message",
+	"JOIN":    "there is no JOIN: a rule sees one message",
 }
 
 func reservedHint(k tokenKind) string {

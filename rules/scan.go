@@ -182,15 +182,29 @@ func (s *scanner) stray() token {
 	for named && s.at < len(s.text) && (isNameByte(s.text[s.at]) || s.text[s.at] >= utf8.RuneSelf) {
 		s.at++
 	}
+	if c := s.text[start]; (c == '&' || c == '|') && strings.HasPrefix(s.text[s.at:], string(c)) {
+		s.at++ // one mistake, not two
+	}
 	d := diagnostic{span: span{start, s.at}, name: "unexpected-text", message: fmt.Sprintf("unexpected %s", quote(s.text[start:s.at]))}
 	switch {
 	case named:
 		d.hint = "a name that is not ASCII letters, digits and _ must be in double quotes, a string in single quotes"
 	case s.text[start] == ';':
 		d.hint = "a rule is one statement, without a semicolon"
+	default:
+		d.hint = strayHints[s.text[start]]
 	}
 	s.report(d)
 	return token{kind: tokenBad, span: d.span}
+}
+
+// strayHints are what stands here for the operators of other languages.
+var strayHints = map[byte]string{
+	'&': "write AND",
+	'|': "write OR; strings are joined with +",
+	'!': "write NOT, and != for unequal",
+	'%': "write mod",
+	'$': "names stand as they are in a statement; ${...} is for bodies and templates",
 }
 
 func isLetter(c byte) bool { return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' }
