@@ -420,7 +420,11 @@ func (f *testFile) resolve(x *expectation, rule, http, republish *yaml.Node) {
 		for _, r := range f.set.rules {
 			names = append(names, r.Name)
 		}
-		f.fail(rule, "unknown-rule", didYouMean(x.rule, names), "unknown rule %s", quote(x.rule))
+		hint := didYouMean(x.rule, names)
+		if len(names) == 0 {
+			hint = "there are no rules beside the test: name their files or folders too"
+		}
+		f.fail(rule, "unknown-rule", hint, "unknown rule %s", quote(x.rule))
 		return
 	}
 	if x.republish && len(r.republishes) == 0 {
