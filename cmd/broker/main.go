@@ -47,7 +47,7 @@ func commands() []command {
 		{"check", "check [-config FILE] [-strict] [-json] [PATH...]", "validate configuration and rule files", runCheck},
 		{"eval", "eval", "evaluate rules over events, JSON lines in and out", runEval},
 		{"outbox", "outbox ls|show|retry|purge|pause|resume|compact [-config FILE]", "list, show, send again or delete what waits and what is dead; pause a destination; give back space", runOutbox},
-		{"test", "test [-run REGEXP] [-v] [PATH...]", "run the unit tests of rules, *_test.yaml", runTest},
+		{"test", "test [-run REGEXP] [-v] [-junit FILE] [PATH...]", "run the unit tests of rules, *_test.yaml", runTest},
 		{"explain", "explain -topic T [-payload P] [-rule NAME] [PATH...]", "say for one message why each rule fires or not", runExplain},
 		{"passwd", "passwd USER", "print a users-file line", notYet("passwd")},
 		{"version", "version", "print the version", runVersion},
