@@ -2,7 +2,6 @@ package rules
 
 import (
 	"net/url"
-	"slices"
 	"strings"
 )
 
@@ -127,8 +126,15 @@ func (r *request) renderPath(e *env) ([]byte, error) {
 // leadsElsewhere reports whether a segment, as its server may read it, is none, the
 // folder itself, or the one above.
 func leadsElsewhere(segment string) bool {
-	names := strings.FieldsFunc(segment, func(r rune) bool { return r == '/' || r == '\\' })
-	return len(names) == 0 || slices.Contains(names, ".") || slices.Contains(names, "..")
+	none := true
+	for name := range strings.FieldsFuncSeq(segment, func(r rune) bool { return r == '/' || r == '\\' }) {
+		name, _, _ = strings.Cut(name, ";") // RFC 3986 section 3.3: there are servers that take parameters off first
+		if name == "." || name == ".." {
+			return true
+		}
+		none = none && name == ""
+	}
+	return none
 }
 
 // renderQuery leaves out the keys whose value is undefined.
