@@ -243,6 +243,29 @@ rules:
 	}
 }
 
+// TestRequestsBound: what is rendered beside the bodies is in the same bound.
+func TestRequestsBound(t *testing.T) {
+	headers := ""
+	for n := range 10 {
+		headers += fmt.Sprintf("X-%d: '${a}', ", n)
+	}
+	set := load(t, fmt.Sprintf(`
+destinations: {d: {url: "http://127.0.0.1/", path: "/${a}", headers: {%s}}}
+rules:
+  - {name: a, sql: 'FOREACH payload.n AS n DO payload.a AS a FROM "t"', actions: [{http: d, body: {}}]}
+`, strings.TrimSuffix(headers, ", ")))
+	for rows, want := range map[int]int{700: 700, 900: 0} {
+		m := message("t", fmt.Sprintf(`{"n":[1%s],"a":"%s"}`, strings.Repeat(",1", rows-1), strings.Repeat("x", 8000)))
+		n := 0
+		for _, m := range set.Run(set.Candidates(nil, m.Topic), m, nil).Matches {
+			n += len(m.Deliveries)
+		}
+		if n != want {
+			t.Errorf("%d rows: %d deliveries, want %d", rows, n, want)
+		}
+	}
+}
+
 // TestBodyBound: nothing that is rendered is cut: the rule fails, and no other delivery
 // of it is made either.
 func TestBodyBound(t *testing.T) {

@@ -284,6 +284,15 @@ type Delivery struct {
 	LeftOut []string
 }
 
+// beside is how many bytes were rendered beside the body.
+func (d *Delivery) beside() int {
+	n := len(d.Path) + len(d.Query)
+	for _, h := range d.Headers {
+		n += len(h.Name) + len(h.Value)
+	}
+	return n
+}
+
 // deliver adds what the row in e.out owes to ds, or answers the fault that one of the
 // deliveries can't be made.
 func (r *Rule) deliver(e *env, ds []Delivery) ([]Delivery, error) {
@@ -309,6 +318,9 @@ func (r *Rule) deliver(e *env, ds []Delivery) ([]Delivery, error) {
 		if a.request != nil {
 			if err := a.request.render(e, &d); err != nil {
 				return nil, err
+			}
+			if e.spent += d.beside(); e.spent > maxBodies {
+				return nil, renderFailed("the requests for one message have more than %d bytes", maxBodies)
 			}
 		}
 		ds = append(ds, d)

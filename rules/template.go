@@ -247,7 +247,7 @@ func (t template) renderID(e *env) string {
 // packet that is taken by default (1 MiB) becomes where each of its bytes is escaped.
 const maxBody = 8 << 20
 
-// maxBodies bounds them for all that one message owes, whatever rows there are: they are
+// maxBodies bounds them for all that one message owes, with what else is rendered of its requests, whatever rows there are: they are
 // in memory together, and no more than that may wait there for the outbox's flush.
 const maxBodies = 64 << 20
 
