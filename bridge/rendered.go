@@ -71,9 +71,14 @@ func (f *forwarder) addRendered(header http.Header, r *route, rec *Record) {
 				"the definition has fewer secrets for a header than when records were stored; it isn't sent as it was rendered", "header", name)
 			continue
 		}
-		header[name] = []string{value}
+		header[name] = []string{trimmed(value)}
 	}
 }
+
+// trimmed is a header's value without space around it, which is no part of it. HTTP/1.1 is
+// written so anyway; in HTTP/2 it makes the whole request malformed, RFC 9113 section 8.2.1, and
+// there are servers that refuse it as such: it would be sent again and again.
+func trimmed(value string) string { return strings.Trim(value, " \t") }
 
 // sets reports whether the bridge sets a header in each request, or makes it.
 func (r *route) sets(name string) bool {

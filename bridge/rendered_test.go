@@ -3,9 +3,11 @@ package bridge_test
 import (
 	"cmp"
 	"context"
+	"encoding/pem"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -314,5 +316,38 @@ func TestRefusedCredentialsWithPaths(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// No header begins or ends with a space, wherever that comes from: HTTP/2 has no such
+// values, and what a vehicle says must not make a request that is refused as malformed for ever.
+func TestHeadersHTTP2(t *testing.T) {
+	got := make(chan *http.Request, 1)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got <- r }))
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	defer srv.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := to(nc)
+	d.URL, d.TLS.CAFile = srv.URL, ca
+	d.Headers, d.HeaderSecrets = map[string]string{"X-Fixed": " fixed\t"}, map[string][]string{"X-Key": {"secret "}}
+	p := start(t, filepath.Join(t.TempDir(), "outbox.db"), bridge.Schedule{}, d)
+	defer p.stop(t)
+	rec := records(1)[0]
+	rec.Headers = []bridge.Header{{Name: "X-Vin", Value: " V 7\t "}, {Name: "X-Key", Value: "k \x00"}, {Name: "X-Empty", Value: "  "}}
+	if _, err := p.Append([]bridge.Record{rec}); err != nil {
+		t.Fatal(err)
+	}
+	r := <-got
+	if r.ProtoMajor != 2 {
+		t.Errorf("came with %s", r.Proto)
+	}
+	for name, want := range map[string]string{"X-Fixed": "fixed", "X-Vin": "V 7", "X-Key": "k secret", "X-Empty": ""} {
+		if v := r.Header[name]; len(v) != 1 || v[0] != want {
+			t.Errorf("%s: %q, want %q", name, v, want)
+		}
 	}
 }

@@ -93,7 +93,7 @@ func newRoute(d Destination) (*route, error) {
 		if strings.ContainsAny(name, " :\r\n\x00") || name == "" || strings.ContainsAny(value, "\r\n\x00") {
 			return nil, fmt.Errorf("header %q can't be sent", name) // its value may be a secret
 		}
-		r.header.Set(name, value)
+		r.header.Set(name, trimmed(value))
 	}
 	for _, own := range []string{headerIDs, headerSW8, headerCorrelation} {
 		r.header.Del(own)
