@@ -126,17 +126,17 @@ func (s *Store) undo(number uint64) (err error) {
 	return nil
 }
 
-// confirm has the newest flush of a file that has just been opened on the disk. When the process before has ended after a
-// failed flush, its meta page may be seen though the disk lacks it (see undo): what is flushed next would overwrite pages of
-// the flush before, which a power cut would fall back on. Where the disk has it, the same bytes are written over it, which can't be torn.
+// confirm has the two meta pages of a file that has just been opened on the disk as they are seen. When the process before has ended
+// after a failed flush, or after an undoing that could not be flushed, what is seen may be in the page cache alone. The newest flush
+// may be missing on the disk: what is flushed next would overwrite pages of the one before, which a power cut would fall back on. Or the
+// disk may still have one that was taken back: a power cut would go on with that, though its pages were overwritten by then. Where the disk
+// has what is seen, the same bytes are written over it. What matters of a meta page lies within a sector, so that it can't be torn.
 func confirm(f *os.File, db *bbolt.DB) error {
-	size := int64(db.Info().PageSize)
-	page := make([]byte, size)
-	at := int64(flushed(db)%2) * size
-	if _, err := f.ReadAt(page, at); err != nil {
+	pages := make([]byte, 2*db.Info().PageSize)
+	if _, err := f.ReadAt(pages, 0); err != nil {
 		return fmt.Errorf("read store: %w", err)
 	}
-	if _, err := f.WriteAt(page, at); err != nil {
+	if _, err := f.WriteAt(pages, 0); err != nil {
 		return fmt.Errorf("write to store: %w", err)
 	}
 	if err := f.Sync(); err != nil {

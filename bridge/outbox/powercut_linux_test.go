@@ -521,3 +521,32 @@ func appendInSpiteOfFailures(path string) {
 		wg.Wait()
 	}
 }
+
+// TestOpenWritesWhatItSees: before a file that was there already is flushed to, both of its meta pages are on the disk as they are
+// seen. The process before may have ended when the page cache alone held them.
+func TestOpenWritesWhatItSees(t *testing.T) {
+	needTrace(t)
+	path := filepath.Join(t.TempDir(), "outbox.db")
+	st, _ := open(t, path, outbox.Options{})
+	closeStore(t, st)
+	seen, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := seen[:2*os.Getpagesize()]
+	got := make([]byte, len(want))
+	for _, e := range trace(t, path, 50*time.Millisecond, "TestKill", killChild, nil) {
+		if e.call == "pwrite64" && !e.end {
+			if e.offset+int64(len(e.data)) > int64(len(got)) {
+				t.Fatalf("%d bytes are written at %d before the meta pages are flushed", len(e.data), e.offset)
+			}
+			copy(got[e.offset:], e.data)
+		}
+		if e.call == "sync" {
+			break
+		}
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("the first flush does not write both meta pages as they are")
+	}
+}
